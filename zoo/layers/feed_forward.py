@@ -1,0 +1,68 @@
+"""Position-wise feed-forward network of a transformer."""
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class FeedForward(keras.layers.Layer):
+    """`W2 dropout(activation(W1 x + b1)) + b2`, then dropout.
+
+    Args:
+        hidden_dim: int. Width of input and output.
+        intermediate_dim: int. Width in between.
+        activation: str or callable. Defaults to `"relu"`.
+        dropout: float. Rate inside and after the network.
+        initializer_stddev: float. Kernels start from N(0, stddev^2), biases from zero.
+
+    Input and output: float tensor `(batch, length, hidden_dim)`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        intermediate_dim: int,
+        activation: Any = "relu",
+        dropout: float = 0.0,
+        initializer_stddev: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.activation = keras.activations.get(activation)
+        self.dropout = dropout
+        self.initializer_stddev = initializer_stddev
+        self.supports_masking = True
+        self.inner = self._dense(intermediate_dim, "inner", self.activation)
+        self.outer = self._dense(hidden_dim, "outer", None)
+        self.inner_dropout = keras.layers.Dropout(dropout)
+        self.outer_dropout = keras.layers.Dropout(dropout)
+
+    def _dense(self, units: int, name: str, activation: Any) -> keras.layers.Dense:
+        initializer = keras.initializers.RandomNormal(stddev=self.initializer_stddev)
+        return keras.layers.Dense(
+            units, activation=activation, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the kernels."""
+        self.inner.build(input_shape)
+        self.outer.build((*input_shape[:-1], self.intermediate_dim))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Applies the network."""
+        hidden = self.inner_dropout(self.inner(inputs), training=training)
+        return self.outer_dropout(self.outer(hidden), training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout": self.dropout,
+            "initializer_stddev": self.initializer_stddev,
+        }

@@ -1,0 +1,1 @@
+"""Sequence models with long memories."""

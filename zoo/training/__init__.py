@@ -1,0 +1,1 @@
+"""Training: recipes, resumable runs, optimisers, schedules, metrics."""

@@ -1,0 +1,105 @@
+"""Adam with what training on long streams needs: clipping by groups of weights, and rarer updates late in training."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class StreamAdam(keras.optimizers.Adam):
+    """Adam that clips groups of weights separately and can apply an update only every few steps.
+
+    An auxiliary loss that trains weights of its own must not rescale the gradient of the main loss, which one joint
+    clipping norm would do.
+
+    Args:
+        learning_rate: float or schedule.
+        clip_norm: float or None. Largest global norm of each group's gradient.
+        clip_groups: sequence of regular expressions over variable paths; each makes a group, what none matches another.
+        update_periods: sequence of `(step, period)`: from that step on, gradients of `period` steps are averaged into one
+            update. Steps count from 0.
+        **kwargs: arguments of `keras.optimizers.Adam`.
+
+    Reference:
+        Rae et al. 2020, section 5.1 (`update_periods`: 4 from step 60,000 on).
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        clip_norm: float | None = None,
+        clip_groups: Sequence[str] = (),
+        update_periods: Sequence[Sequence[int]] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, **kwargs)
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(f"`clip_norm` must be positive. Received: clip_norm={clip_norm}")
+        if any(step < 0 or period < 1 for step, period in update_periods):
+            raise ValueError(f"`update_periods` must hold (step >= 0, period >= 1). Received: {update_periods}")
+        self.clip_norm = clip_norm
+        self.clip_groups = tuple(clip_groups)
+        self.update_periods = tuple((int(step), int(period)) for step, period in sorted(update_periods))
+        self._groups: list[int] = []
+
+    def build(self, variables: Any) -> None:
+        """Creates moments and, where updates get rarer, gradient sums."""
+        super().build(variables)
+        self._groups = [self._group(variable.path) for variable in variables]
+        self._sums = []
+        if self.update_periods:
+            self._sums = [self.add_variable_from_reference(variable, "gradient_sum") for variable in variables]
+            self._step = self.add_variable((), initializer="zeros", dtype="int64", name="step")
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Applies (or gathers) gradients."""
+        grads = self._clip_by_group(list(grads))
+        if not self.update_periods:
+            super().apply(grads, trainable_variables)
+            return
+        for total, grad in zip(self._sums, grads, strict=True):
+            total.assign_add(grad)
+        period = self._period()
+        self._step.assign_add(1)
+        due = ops.equal(self._step % period, 0)
+        ops.cond(due, lambda: self._update(period, trainable_variables), lambda: None)
+
+    def _update(self, period: Any, trainable_variables: Any) -> None:
+        super().apply([ops.cast(t, t.dtype) / ops.cast(period, t.dtype) for t in self._sums], trainable_variables)
+        for total in self._sums:
+            total.assign(ops.zeros_like(total))
+
+    def _period(self) -> Any:
+        period = ops.ones((), "int64")
+        for step, value in self.update_periods:
+            period = ops.where(self._step >= step, ops.cast(value, "int64"), period)
+        return period
+
+    def _group(self, path: str) -> int:
+        for index, pattern in enumerate(self.clip_groups):
+            if re.search(pattern, path):
+                return index
+        return len(self.clip_groups)
+
+    def _clip_by_group(self, grads: list[Any]) -> list[Any]:
+        if self.clip_norm is None:
+            return grads
+        for group in set(self._groups):
+            members = [i for i, own in enumerate(self._groups) if own == group and grads[i] is not None]
+            norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(grads[i], "float32"))) for i in members))
+            scale = ops.minimum(1.0, self.clip_norm / ops.maximum(norm, 1e-12))
+            for i in members:
+                grads[i] = grads[i] * ops.cast(scale, grads[i].dtype)
+        return grads
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "clip_norm": self.clip_norm,
+            "clip_groups": list(self.clip_groups),
+            "update_periods": [list(pair) for pair in self.update_periods],
+        }

@@ -1,0 +1,159 @@
+"""Runs a recipe: build, compile, fit, evaluate, save."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from zoo import catalog
+from zoo.model import ZooModel
+from zoo.training.checkpoint import TrainingCheckpoint
+from zoo.training.recipe import Recipe
+
+STRATEGIES = ("none", "mirrored")
+
+
+def find_recipe(method: str, preset: str | None = None) -> Recipe:
+    """Returns the recipe of a preset.
+
+    Raises:
+        ValueError: for an unknown method or preset, and for a preset without a recipe.
+    """
+    chosen = catalog.info(method).preset(preset)
+    recipes = importlib.import_module(f"zoo.experiments.{method}").RECIPES
+    if chosen.name not in recipes:
+        raise ValueError(f"{method!r} has recipes for {sorted(recipes)}. Received: preset={chosen.name!r}")
+    return recipes[chosen.name]
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    dataset: str | None = None,
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    mixed_precision: bool = False,
+    strategy: str = "none",
+    checkpoint_minutes: float = 5.0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> ZooModel:
+    """Trains a preset and saves it.
+
+    Args:
+        recipe: `Recipe`.
+        output: directory: `training.npz` while it runs, `logs/` for TensorBoard, `preset/` in the end.
+        dataset: str or None. Replaces the recipe's data set.
+        epochs: int or None. Replaces the recipe's length; the learning-rate schedule follows.
+        steps_per_epoch: int or None. Replaces the recipe's.
+        seed: int. Same seed, same weights, on one machine.
+        resume: bool. Go on from `training.npz` where it exists.
+        mixed_precision: bool. Train under `mixed_bfloat16`.
+        strategy: str. `"none"` or `"mirrored"` (`tf.distribute.MirroredStrategy` over the visible devices).
+        checkpoint_minutes: float. Least time between two checkpoints.
+        callbacks: sequence of Keras callbacks, such as a progress bar.
+
+    Returns:
+        The model with the best validated weights.
+
+    Raises:
+        ValueError: for a bad setting, or `resume` with a checkpoint of other settings.
+        RuntimeError: if the loss is no longer finite.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}")
+    output = Path(output)
+    dataset = dataset or recipe.dataset
+    epochs = epochs or recipe.epochs
+    steps_per_epoch = steps_per_epoch or recipe.steps_per_epoch
+    settings = dict(
+        method=recipe.method, preset=recipe.preset, dataset=dataset, seed=seed, steps_per_epoch=steps_per_epoch,
+        epochs=epochs, mixed_precision=mixed_precision,
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = TrainingCheckpoint(output / "training.npz", recipe.monitor, checkpoint_minutes, settings)
+    if checkpoint.path.exists() and not resume:
+        raise ValueError(f"A training is there already; resume it or choose another directory. Received: {output}")
+
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(seed)
+    previous = keras.config.dtype_policy()
+    if mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with _scope(strategy):
+            model = catalog.get(recipe.method, recipe.preset, weights=None, **recipe.overrides(dataset))
+            recipe.prepare(model, dataset)
+            recipe.compile(model, epochs * steps_per_epoch)
+        done = checkpoint.restore(model) if resume and checkpoint.path.exists() else 0
+        data = recipe.data(model, dataset, seed)
+        model.fit(
+            data.train.skip(done * steps_per_epoch),
+            validation_data=data.validation,
+            initial_epoch=done,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=False,
+            verbose=0,
+            callbacks=[checkpoint, keras.callbacks.TerminateOnNaN(raise_error=True), *callbacks],
+        )
+    finally:
+        keras.config.set_dtype_policy(previous)
+    model.set_weights(checkpoint.best_weights)
+    _save(model, recipe, output, settings, checkpoint.history)
+    return model
+
+
+def _scope(strategy: str) -> Any:
+    chosen = tf.distribute.MirroredStrategy() if strategy == "mirrored" else tf.distribute.get_strategy()
+    return chosen.scope()
+
+
+def _save(model: ZooModel, recipe: Recipe, output: Path, settings: dict[str, Any], history: list) -> None:
+    dataset = settings["dataset"]
+    metrics = {
+        f"{split}_{name}": value
+        for split in ("validation", "test")
+        for name, value in recipe.evaluate(model, dataset, split).items()
+    }
+    model.save_to_preset(
+        output / "preset",
+        method=recipe.method,
+        preset=recipe.preset,
+        weights_dtype="float16",
+        metrics=metrics,
+        dataset=dataset_record(dataset),
+        training={**settings, "steps": len(history) * settings["steps_per_epoch"], "command": command(settings)},
+        **recipe.metadata,
+    )
+
+
+def dataset_record(name: str) -> dict[str, Any]:
+    """Returns what a checkpoint's metadata says of its data set."""
+    from zoo import datasets
+
+    info = datasets.info(name)
+    return {"name": name, "split": "train", "sha256": info.sha256, "licence": info.licence}
+
+
+def command(settings: dict[str, Any]) -> str:
+    """Returns the command line that repeats a training."""
+    words = ["zoo", "train", settings["method"], "--preset", settings["preset"], "--dataset", settings["dataset"]]
+    words += [
+        "--epochs",
+        settings["epochs"],
+        "--steps-per-epoch",
+        settings["steps_per_epoch"],
+        "--seed",
+        settings["seed"],
+    ]
+    words += ["--mixed-precision"] if settings["mixed_precision"] else []
+    return shlex.join(map(str, words))
