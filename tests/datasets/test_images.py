@@ -1,0 +1,179 @@
+import dataclasses
+import gzip
+import hashlib
+import io
+import struct
+
+import numpy as np
+import pytest
+
+from zoo.datasets import digits, load_arrays, mnist, mnist_sample, source, specs
+
+SPLITS = ("train", "validation", "test")
+DIGITS_TRAIN_SHA256 = "d00d018da07d4dd4daedebdb78b6365dbda1c8fd1acf5403351164c29fea8300"
+
+
+def make_idx(array):
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+# === The IDX format ===
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 28, 28), (0,), (0, 4, 4)])
+def test_idx_gives_its_array(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    read = mnist.read_idx(make_idx(array), len(shape))
+
+    np.testing.assert_array_equal(read, array)
+    assert read.dtype == np.uint8
+    assert read.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "3 dimensions"),
+        (make_idx(np.zeros((2, 4, 4), np.uint8))[:10], "3 dimensions"),
+        (make_idx(np.zeros(5, np.uint8)), "3 dimensions"),
+        (b"\x00\x00\x0d\x03" + make_idx(np.zeros((2, 4, 4), np.uint8))[4:], "3 dimensions of uint8"),
+        (make_idx(np.zeros((2, 4, 4), np.uint8))[:-1], r"Expected 32 values.*Received: 31"),
+        (make_idx(np.zeros((2, 4, 4), np.uint8)) + b"x", r"Expected 32 values.*Received: 33"),
+        (b"\x00\x00\x08\x03" + b"\xff" * 12, "Expected .* values"),
+    ],
+)
+def test_malformed_idx_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        mnist.read_idx(data, 3)
+
+
+# === mnist ===
+
+
+@pytest.fixture
+def small_mnist(cache, no_sockets, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays, sources = {}, {}
+    (cache / "mnist").mkdir(parents=True)
+    for name, real in mnist.SOURCES.items():
+        count = 30 if name.startswith("train") else 10
+        high, shape = (256, (count, 28, 28)) if "images" in name else (10, (count,))
+        arrays[name] = rng.integers(0, high, shape, dtype=np.uint8)
+        data = make_idx(arrays[name])
+        packed = gzip.compress(data)
+        (cache / "mnist" / f"{name}.gz").write_bytes(packed)
+        hashes = {"sha256": source.sha256(data), "archive_sha256": source.sha256(packed)}
+        sources[name] = dataclasses.replace(real, size=len(data), **hashes)
+    monkeypatch.setattr(mnist, "SOURCES", sources)
+    splits = {"train": 20, "validation": 10, "test": 10}
+    monkeypatch.setattr(mnist, "INFO", dataclasses.replace(mnist.INFO, splits=splits))
+    return arrays
+
+
+def test_mnist_splits_are_the_files(small_mnist):
+    train, validation, test = (load_arrays("mnist", split) for split in SPLITS)
+
+    assert [len(part["label"]) for part in (train, validation, test)] == [20, 10, 10]
+    joined = np.concatenate([train["image"], validation["image"]])
+    np.testing.assert_array_equal(joined, small_mnist["train-images-idx3-ubyte"])
+    labels = np.concatenate([train["label"], validation["label"]])
+    np.testing.assert_array_equal(labels, small_mnist["train-labels-idx1-ubyte"])
+    np.testing.assert_array_equal(test["image"], small_mnist["t10k-images-idx3-ubyte"])
+    assert test["label"].dtype == np.int32
+
+
+def test_truncated_mnist_is_refused(small_mnist, cache):
+    load_arrays("mnist", "test")
+    path = cache / "mnist" / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is truncated or corrupt"):
+        load_arrays("mnist", "test")
+
+
+def test_images_without_labels_are_refused(small_mnist, cache, monkeypatch):
+    data = make_idx(np.zeros(9, np.uint8))
+    name = "t10k-labels-idx1-ubyte"
+    (cache / "mnist" / name).write_bytes(data)
+    changed = dataclasses.replace(mnist.SOURCES[name], sha256=source.sha256(data))
+    monkeypatch.setitem(mnist.SOURCES, name, changed)
+
+    with pytest.raises(ValueError, match="10 images, 9 labels"):
+        load_arrays("mnist", "test")
+
+
+def test_combined_hash_is_that_of_a_checksum_list():
+    listing = b"1" * 64 + b"  a\n" + b"2" * 64 + b"  b\n"
+
+    assert specs.combined_sha256({"b": "2" * 64, "a": "1" * 64}) == hashlib.sha256(listing).hexdigest()
+
+
+# === mnist_sample ===
+
+
+def test_mnist_sample_is_balanced():
+    for split, count in (("train", 500), ("validation", 100), ("test", 200)):
+        arrays = load_arrays("mnist_sample", split)
+        assert arrays["image"].shape == (10 * count, 28, 28)
+        assert arrays["image"].dtype == np.uint8
+        assert np.bincount(arrays["label"]).tolist() == [count] * 10
+
+
+def test_mnist_sample_shares_no_image_between_splits():
+    images = [{image.tobytes() for image in load_arrays("mnist_sample", split)["image"]} for split in SPLITS]
+
+    assert [len(part) for part in images] == [5000, 1000, 2000]
+    assert len(set.union(*images)) == 8000
+
+
+def test_mnist_sample_file_is_small_checked_and_licensed(monkeypatch):
+    path = source.EMBEDDED / "mnist_sample" / mnist_sample.FILE
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == mnist_sample.INFO.sha256
+    assert path.stat().st_size < 1_500_000
+    assert "ShareAlike 3.0" in (path.parent / "LICENSE.md").read_text()
+
+
+def test_pickled_arrays_are_refused(tmp_path, monkeypatch):
+    stream = io.BytesIO()
+    np.savez(stream, test_image=np.array([{}], dtype=object), test_label=np.zeros(1))
+    (tmp_path / "mnist_sample").mkdir()
+    (tmp_path / "mnist_sample" / mnist_sample.FILE).write_bytes(stream.getvalue())
+    monkeypatch.setattr(source, "EMBEDDED", tmp_path)
+    changed = dataclasses.replace(mnist_sample.INFO, sha256=source.sha256(stream.getvalue()))
+    monkeypatch.setattr(mnist_sample, "INFO", changed)
+
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load_arrays("mnist_sample", "test")
+
+
+# === digits ===
+
+
+def test_digits_splits_cover_all_examples_once_and_are_stratified():
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    positions = digits.split_positions(labels)
+
+    assert {name: len(part) for name, part in positions.items()} == digits.INFO.splits
+    assert sorted(np.concatenate(list(positions.values()))) == list(range(1797))
+    for name, part in positions.items():
+        expected = np.bincount(labels) * digits.INFO.splits[name] / 1797
+        assert np.abs(np.bincount(labels[part]) - expected).max() <= 1.5
+
+
+def test_digits_are_scikit_learns():
+    arrays = load_arrays("digits", "train")
+
+    assert arrays["image"].shape == (1257, 8, 8)
+    assert (arrays["image"].dtype, arrays["label"].dtype) == (np.uint8, np.int32)
+    assert (arrays["image"].min(), arrays["image"].max()) == (0, 16)
+    assert hashlib.sha256(arrays["image"].tobytes()).hexdigest() == DIGITS_TRAIN_SHA256
+
+
+def test_other_digits_are_refused(monkeypatch):
+    monkeypatch.setattr(digits, "INFO", dataclasses.replace(digits.INFO, sha256="0" * 64))
+
+    with pytest.raises(ValueError, match="installed scikit-learn must hold digits"):
+        load_arrays("digits", "train")
