@@ -1,0 +1,281 @@
+"""Preset directories: config, weights, metadata and assets, hashed and written atomically.
+
+A preset directory holds `config.json` (constructor arguments), `model.weights.h5` (Keras's layout), `metadata.json` and
+assets such as `tokenizer.json`. Loading builds the class the catalog names and nothing else: no class, function or pickle
+comes out of a file, and no file but the small `metadata.json` is parsed before its SHA-256 matches.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from zoo import catalog, hub
+from zoo.catalog import Method, Preset
+from zoo.config import construct, read_config, write_config
+from zoo.files import atomic_directory, check_writable, restore_directory, sha256
+from zoo.metadata import (
+    CONFIG,
+    FORMAT_VERSION,
+    MAXIMUM_ASSET,
+    MAXIMUM_JSON,
+    METADATA,
+    WEIGHTS,
+    Metadata,
+    check_file_name,
+    plain,
+)
+from zoo.model import ZooModel
+from zoo.weights_file import read_weights, write_weights
+
+__all__ = ["FORMAT_VERSION", "Metadata", "build", "load_preset", "save_preset"]
+
+
+def build(method: Method, preset: Preset, overrides: Mapping[str, Any]) -> keras.Model:
+    """Builds a model with random weights.
+
+    Args:
+        method: `Method`.
+        preset: `Preset` of it.
+        overrides: mapping. Constructor arguments that replace the preset's.
+
+    Returns:
+        A `keras.Model`; built, unless it is a user's class that only a call can build.
+
+    Raises:
+        ValueError: for overrides that the constructor does not take.
+    """
+    return construct(method, preset.config, overrides)
+
+
+# === Saving ===
+
+
+def save_preset(
+    model: keras.Model,
+    directory: str | Path,
+    *,
+    method: str | None = None,
+    preset: str | None = None,
+    weights_dtype: str = "float32",
+    metrics: Mapping[str, float] | None = None,
+    dataset: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    export: Mapping[str, Any] | None = None,
+    licence: str = "Apache-2.0",
+) -> Path:
+    """Writes a preset directory atomically and sets the model's `metadata`.
+
+    The same model and arguments give the same bytes on the same day; the environment variable `SOURCE_DATE_EPOCH`
+    (seconds) fixes the date.
+
+    Args:
+        model: built `keras.Model` of a class in the catalog.
+        directory: path. It must not exist, be empty, or be a preset directory, which is replaced.
+        method: str or None. Catalog name. By default the method whose class is the model's.
+        preset: str or None. Preset whose configuration this is. `"custom"` by default.
+        weights_dtype: str. `"float16"` halves the file; such weights load into float32 variables.
+        metrics: mapping or None. See `Metadata`, as for the rest.
+        dataset: mapping or None.
+        training: mapping or None.
+        export: mapping or None.
+        licence: str. SPDX identifier.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: for a model that is not built or not in the catalog, for weights that are not finite, for values that
+            JSON does not keep, and for a directory that cannot be written or holds something else.
+    """
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(f"`weights_dtype` must be 'float32' or 'float16'. Received: weights_dtype={weights_dtype!r}")
+    if not model.built:
+        raise ValueError("A model must be built before it is saved: call it once. Received: a model without weights")
+    chosen = _method_of(model, method)
+    assets = model.assets if isinstance(model, ZooModel) else {}
+    contents = {CONFIG: write_config(model), **{check_file_name(name): data for name, data in assets.items()}}
+    directory = _check_replaceable(Path(directory))
+    with atomic_directory(directory) as temporary:
+        for name, data in contents.items():
+            (temporary / name).write_bytes(data)
+        write_weights(model, temporary / WEIGHTS, weights_dtype)
+        metadata = Metadata(
+            method=chosen.name,
+            preset=preset or "custom",
+            parameters=model.count_params(),
+            weights_sha256=sha256(temporary / WEIGHTS),
+            files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            dataset=plain(dict(dataset or {}), "dataset"),
+            training=plain(dict(training or {}), "training"),
+            export=plain(dict(export or {}), "export"),
+            versions=_versions(),
+            licence=licence,
+            created=_today(),
+        )
+        (temporary / METADATA).write_bytes(metadata.to_json().encode())
+    model.metadata = metadata
+    return directory
+
+
+def _method_of(model: keras.Model, name: str | None) -> Method:
+    if name is not None:
+        if catalog.info(name).load_class() is not type(model):
+            raise ValueError(f"The model must be of method {name!r}. Received: a {type(model).__name__}")
+        return catalog.info(name)
+    # The module of the model's class is loaded: no other one can be the method's
+    found = [
+        method
+        for method in map(catalog.info, catalog.list_models())
+        if type(model) is (method.model_class or getattr(sys.modules.get(method.module), method.class_name, None))
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"The model's class must belong to one method of the catalog: see `zoo.register`, or name it by `method`. "
+            f"Received: a {type(model).__name__}, class of {[method.name for method in found]}"
+        )
+    return found[0]
+
+
+def _check_replaceable(directory: Path) -> Path:
+    check_writable(directory)
+    if directory.is_dir() and any(directory.iterdir()):
+        absent = [name for name in (CONFIG, WEIGHTS, METADATA) if not (directory / name).is_file()]
+        if absent:
+            raise ValueError(
+                f"`directory` must not exist, be empty or be a preset directory; this one lacks {absent}. "
+                f"Received: directory={str(directory)!r}"
+            )
+    return directory
+
+
+def _versions() -> dict[str, str]:
+    packages = ("method-zoo", "tensorflow", "keras", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _today() -> str:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.datetime.fromtimestamp(float(epoch), datetime.UTC) if epoch else datetime.datetime.now(datetime.UTC)
+    return now.date().isoformat()
+
+
+# === Loading ===
+
+
+def load_preset(
+    source: str | Path,
+    *,
+    method: Method | str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    offline: bool | None = None,
+) -> keras.Model:
+    """Builds a model and loads its trained weights.
+
+    Args:
+        source: preset directory: a path, `hf://user/repository[/folder][@revision]` or `https://` address of one. An
+            address may end with `#sha256=` and the hash of its `metadata.json`, which vouches for all other files.
+        method: `Method`, its name, or None. What the preset must be of; whatever its metadata says by default.
+        overrides: mapping or None. Constructor arguments that replace the stored ones.
+        offline: bool or None. Whether to use only what the cache holds. By default whether the environment variable
+            `ZOO_OFFLINE` is set, and not to 0.
+
+    Returns:
+        A built `keras.Model` with `metadata` set.
+
+    Raises:
+        FileNotFoundError: if there is no such directory, or offline none in the cache.
+        ConnectionError: if a download fails.
+        ValueError: if the preset is damaged, malformed, of another method or version, or contradicts the overrides.
+    """
+    overrides = overrides or {}
+    directory = hub.fetch(source, offline) if hub.is_address(source) else _local(Path(source))
+    metadata = Metadata.from_json(_read(directory, METADATA, MAXIMUM_JSON))
+    chosen = _expected_method(method, metadata)
+    contents = {
+        name: _read(directory, name, MAXIMUM_JSON if name == CONFIG else MAXIMUM_ASSET, digest)
+        for name, digest in metadata.files.items()
+    }
+    weights = _inside(directory, WEIGHTS, metadata.maximum_weights)
+    _check_hash(weights, sha256(weights), metadata.weights_sha256)
+    model = construct(chosen, read_config(contents.pop(CONFIG), chosen), overrides)
+    _check_parameters(model, metadata, overrides)
+    try:
+        read_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(f"{error}. The preset is {str(source)!r}, with overrides={dict(overrides)}") from error
+    _set_assets(model, contents)
+    model.metadata = metadata
+    return model
+
+
+def _local(directory: Path) -> Path:
+    restore_directory(directory)
+    if not directory.exists():
+        raise FileNotFoundError(f"There is no such preset directory. Received: {str(directory)!r}")
+    if not (directory / METADATA).is_file():
+        raise ValueError(f"A preset directory must hold {METADATA!r}. Received: {str(directory)!r}")
+    return directory
+
+
+def _inside(directory: Path, name: str, limit: int) -> Path:
+    path = (directory / name).resolve()
+    # Not a device or pipe, which would never end, and no link to a file that is not the preset's
+    if not path.is_relative_to(directory.resolve()) or not path.is_file():
+        raise ValueError(f"A preset directory must hold {name!r} as a regular file. Received: {str(directory)!r}")
+    if path.stat().st_size > limit:
+        raise ValueError(
+            f"{name!r} may have at most {limit} bytes. Received: {path.stat().st_size} in {str(directory)!r}"
+        )
+    return path
+
+
+def _read(directory: Path, name: str, limit: int, digest: str | None = None) -> bytes:
+    path = _inside(directory, name, limit)
+    data = path.read_bytes()
+    if digest is not None:
+        _check_hash(path, hashlib.sha256(data).hexdigest(), digest)
+    return data
+
+
+def _check_hash(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{path.name!r} is damaged, or not the file that {METADATA!r} describes: "
+            f"its SHA-256 must be {expected}. Received: {found} in {str(path.parent)!r}"
+        )
+
+
+def _expected_method(method: Method | str | None, metadata: Metadata) -> Method:
+    name = method.name if isinstance(method, Method) else method
+    if name not in (None, metadata.method):
+        raise ValueError(f"The preset must be of method {name!r}. Received: one of {metadata.method!r}")
+    return method if isinstance(method, Method) else catalog.info(metadata.method)
+
+
+def _check_parameters(model: keras.Model, metadata: Metadata, overrides: Mapping[str, Any]) -> None:
+    if not model.built:
+        raise ValueError(f"Constructing a {type(model).__name__} must build it, so that weights can be loaded.")
+    if model.count_params() != metadata.parameters:
+        raise ValueError(
+            f"The overrides must fit the trained weights, which have {metadata.parameters} parameters; weights=None takes "
+            f"any. Received: overrides={dict(overrides)}, which give {model.count_params()} parameters"
+        )
+
+
+def _set_assets(model: keras.Model, assets: Mapping[str, bytes]) -> None:
+    if not assets:
+        return
+    if not isinstance(model, ZooModel):
+        raise ValueError(f"Only a ZooModel has assets. Received: {sorted(assets)} for a {type(model).__name__}")
+    model.set_assets(assets)
