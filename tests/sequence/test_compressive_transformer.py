@@ -46,9 +46,9 @@ def test_degenerates_to_transformer_xl():
     for compressor in model.compressors:
         compressor.stages[0].set_weights([np.eye(16)[None], np.zeros(16)])
     plain = TransformerXL(**SIZES, window_length=6, memory_length=18, mask_empty=False).build_from_signature()
-    by_path = {w.path: w for w in model.weights}
+    by_path = {w.path.removeprefix(f"{model.name}/"): w for w in model.weights}
     for weight in plain.weights:
-        weight.assign(by_path[weight.path])
+        weight.assign(by_path[weight.path.removeprefix(f"{plain.name}/")])
     text = tokens(2, 36)
     state, logits = plain.initial_state(2), []
     for start in range(0, 36, 6):
