@@ -21,8 +21,8 @@ RECIPES = {
         method="transformer_xl",
         preset="austen",
         dataset="austen",
-        epochs=24,
-        steps_per_epoch=200,
+        epochs=16,
+        steps_per_epoch=300,
         prepare=lm.prepare,
         overrides=lm.vocabulary,
         data=lm.stream_data(batch_size=16),
@@ -44,6 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "learned distances (Shaw), memory 64": dict(position="shaw", memory_length=64),
 }
 EVALUATION_MEMORIES = (0, 32, 64, 128, 256, 512)
+EVALUATION_CHARACTERS = 32_800
 SIZES = dict(num_layers=2, hidden_dim=64, num_heads=4, intermediate_dim=128, window_length=64)
 
 
@@ -66,7 +67,9 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 2000, progress: Pr
         for arm in ARMS
     }
     gain = {arm: _gain_of_longer_memory(ledger, arm) for arm in ARMS if ARMS[arm]["memory_length"]}
-    recurrence = [b - a for a, b in zip(at_training["relative, memory 64"], at_training["relative, no memory"], strict=True)]
+    recurrence = [
+        b - a for a, b in zip(at_training["relative, memory 64"], at_training["relative, no memory"], strict=True)
+    ]
     tables = {
         "bits_per_character_at_training_memory": ledger.summary("bits_per_character"),
         "gain_of_recurrence": difference(ledger, "relative, memory 64", "relative, no memory", "bits_per_character"),
@@ -92,7 +95,7 @@ def _run(options: dict[str, Any], updates: int, seed: int) -> dict[str, Any]:
     keras.utils.set_random_seed(seed)
     model = _build(options)
     lm.fit_arm(model, "austen", updates, seed)
-    ids = lm.token_ids("austen", "validation")
+    ids = lm.token_ids("austen", "validation")[:EVALUATION_CHARACTERS]
     curves = {str(memory): _evaluate(model, options, memory, ids) for memory in EVALUATION_MEMORIES}
     own = curves[str(options["memory_length"])]
     return {
@@ -103,23 +106,15 @@ def _run(options: dict[str, Any], updates: int, seed: int) -> dict[str, Any]:
 
 
 def _build(options: dict[str, Any]) -> Any:
-    return catalog.get("transformer_xl", weights=None, **{**SIZES, "dropout": 0.0, **lm.vocabulary("austen"), **options})
+    return catalog.get(
+        "transformer_xl", weights=None, **{**SIZES, "dropout": 0.0, **lm.vocabulary("austen"), **options}
+    )
 
 
 def _evaluate(model: Any, options: dict[str, Any], memory: int, ids: Any) -> Any:
-    if memory == options["memory_length"]:
-        return lm.character_bits(model, ids)
-    # Weights do not depend on the memory, but the table of learned distances does: it keeps its trained length.
-    other = _build({**options, "memory_length": memory})
-    for layer, source in zip(other.transformer_layers, model.transformer_layers, strict=True):
-        layer.attention.max_distance = source.attention.max_distance
-        if options["position"] == "shaw":
-            layer.attention.distance_table = source.attention.distance_table
-    by_path = {weight.path.split("/", 1)[-1]: weight for weight in model.weights}
-    for weight in other.weights:
-        source = by_path[weight.path.split("/", 1)[-1]]
-        if weight.shape == source.shape:
-            weight.assign(source)
+    # No weight depends on the memory: the table of learned distances keeps its trained length.
+    other = _build({**options, "memory_length": memory, "max_distance": model.max_distance})
+    other.set_weights(model.get_weights())
     return lm.character_bits(other, ids)
 
 

@@ -118,7 +118,7 @@ class AffineCoupling(AdditiveCoupling):
     def build(self, kept_shape: tuple[int | None, ...], changed_shape: tuple[int | None, ...]) -> None:
         """Builds the conditioner and the scalar that bounds the log-scale."""
         super().build(kept_shape, changed_shape)
-        self.log_scale_bound = self.add_weight(name="log_scale_bound", shape=(), initializer="zeros")
+        self.log_scale_bound = self.add_weight(name="log_scale_bound", shape=(), initializer="zeros", autocast=False)
 
     @property
     def outputs_per_feature(self) -> int:

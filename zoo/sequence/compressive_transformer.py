@@ -169,8 +169,8 @@ class CompressiveTransformer(TransformerXL):
         ]
 
     @property
-    def _longest_distance(self) -> int:
-        return super()._longest_distance + self.compressed_memory_length
+    def _span(self) -> int:
+        return super()._span + self.compressed_memory_length
 
     @property
     def _num_slots(self) -> int:

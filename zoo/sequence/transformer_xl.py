@@ -39,8 +39,10 @@ class TransformerXL(RecurrentLanguageModel):
         memory_length: int. Slots of memory; 0 disables recurrence. No weight depends on it.
         dropout: float.
         attention_dropout: float. Rate on attention probabilities.
-        position: str. `"xl"`, `"shaw"` (learned distances, up to `window_length + memory_length`) or `"absolute"`
-            (sinusoids of the place in the window, added to the embeddings).
+        position: str. `"xl"`, `"shaw"` (learned distances) or `"absolute"` (sinusoids of the place in the window, added
+            to the embeddings).
+        max_distance: int or None. Longest learned distance, which larger ones share (`"shaw"` only); what a window with
+            its memory spans by default.
         untie_biases: bool. One pair of attention biases per layer instead of one for all.
         pre_norm: bool. Normalise before each part instead of after.
         clamp_length: int. Larger distances count as this one, where it is positive.
@@ -71,6 +73,7 @@ class TransformerXL(RecurrentLanguageModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         position: str = "xl",
+        max_distance: int | None = None,
         untie_biases: bool = False,
         pre_norm: bool = False,
         clamp_length: int = -1,
@@ -110,6 +113,7 @@ class TransformerXL(RecurrentLanguageModel):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.position = position
+        self.max_distance = self._span if max_distance is None else max_distance
         self.untie_biases = untie_biases
         self.pre_norm = pre_norm
         self.clamp_length = clamp_length
@@ -139,7 +143,7 @@ class TransformerXL(RecurrentLanguageModel):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 position=position,
-                max_distance=self._longest_distance,
+                max_distance=self.max_distance,
                 pre_norm=pre_norm,
                 initializer_stddev=initializer_stddev,
                 dtype=self.dtype_policy,
@@ -151,7 +155,8 @@ class TransformerXL(RecurrentLanguageModel):
         self._add_biases()
 
     @property
-    def _longest_distance(self) -> int:
+    def _span(self) -> int:
+        """Largest distance between a query and a key."""
         return self.window_length + self.memory_length - 1
 
     def _add_biases(self) -> None:
@@ -253,6 +258,7 @@ class TransformerXL(RecurrentLanguageModel):
             "dropout": self.dropout,
             "attention_dropout": self.attention_dropout,
             "position": self.position,
+            "max_distance": self.max_distance,
             "untie_biases": self.untie_biases,
             "pre_norm": self.pre_norm,
             "clamp_length": self.clamp_length,

@@ -56,6 +56,9 @@ class StreamAdam(keras.optimizers.Adam):
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Applies (or gathers) gradients."""
+        if not self.built:
+            # Clipping and sums need what `build` makes, before the parent class would call it.
+            self.build(trainable_variables)
         grads = self._clip_by_group(list(grads))
         if not self.update_periods:
             super().apply(grads, trainable_variables)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from zoo import catalog
+from zoo import catalog, checkpoints
 from zoo.model import ZooModel
 from zoo.training.checkpoint import TrainingCheckpoint
 from zoo.training.recipe import Recipe
@@ -118,22 +118,23 @@ def _scope(strategy: str) -> Any:
 
 
 def _save(model: ZooModel, recipe: Recipe, output: Path, settings: dict[str, Any], history: list) -> None:
+    """Saves the preset with the metrics of what is stored: weights rounded to float16."""
     dataset = settings["dataset"]
-    metrics = {
-        f"{split}_{name}": value
-        for split in ("validation", "test")
-        for name, value in recipe.evaluate(model, dataset, split).items()
-    }
-    model.save_to_preset(
-        output / "preset",
+    record = dict(
         method=recipe.method,
         preset=recipe.preset,
         weights_dtype="float16",
-        metrics=metrics,
         dataset=dataset_record(dataset),
         training={**settings, "steps": len(history) * settings["steps_per_epoch"], "command": command(settings)},
         **recipe.metadata,
     )
+    stored = checkpoints.load_preset(model.save_to_preset(output / "preset", **record))
+    metrics = {
+        f"{split}_{name}": value
+        for split in ("validation", "test")
+        for name, value in recipe.evaluate(stored, dataset, split).items()
+    }
+    stored.save_to_preset(output / "preset", metrics=metrics, **record)
 
 
 def dataset_record(name: str) -> dict[str, Any]:

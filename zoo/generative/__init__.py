@@ -1,0 +1,1 @@
+"""Generative models: flows, autoencoders, adversarial networks."""
