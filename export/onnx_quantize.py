@@ -1,0 +1,179 @@
+"""Compressed forms of ONNX graphs, for ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime import quantization as ort_quantization
+from onnxruntime.transformers import float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from zoo.export.calibration import Calibration
+from zoo.export.errors import ExportError
+from zoo.export.onnx import for_each
+from zoo.export.quantize import BLOCK, FULL, RESTRICTED, Candidate
+from zoo.export.quiet import quiet
+
+_WEIGHTED_OPS = ("MatMul", "Conv", "Gemm")
+Models = Mapping[str, onnx.ModelProto]
+Change = Callable[[str, onnx.ModelProto], onnx.ModelProto]
+
+
+def onnx_candidates(mode: str, models: Models, calibration: Calibration) -> list[Candidate]:
+    """Returns the recipes of a mode, the preferred first.
+
+    Args:
+        mode: str. One of `zoo.export.QUANTIZATIONS`.
+        models: dict from signature to the float32 graph.
+        calibration: `Calibration`, read by `int8` only.
+    """
+
+    def recipe(change: Change, variant: str = "") -> Candidate:
+        return Candidate(variant, lambda: _compressed(models, change, must_shrink=not variant))
+
+    def static(ops: Sequence[str] | None) -> Change:
+        return lambda name, model: _static(model, calibration.required()[name], ops)
+
+    if mode == "none":
+        return [Candidate("", lambda: for_each(models, lambda name, model: model))]
+    if mode == "float16":
+        return [recipe(lambda name, model: _float16(model))]
+    if mode == "dynamic_int8":
+        return [recipe(lambda name, model: _dynamic(model))]
+    if mode == "weight_only_int8":
+        return [recipe(lambda name, model: _convolutions_int8(_matrices(model, 8)))]
+    if mode == "int4":
+        return [recipe(lambda name, model: _matrices(model, 4))]
+    return [recipe(static(None), FULL), recipe(static(_WEIGHTED_OPS), RESTRICTED)]
+
+
+def _compressed(models: Models, change: Change, must_shrink: bool) -> dict[str, onnx.ModelProto]:
+    try:
+        with quiet():
+            result = for_each(models, change)
+    except (RuntimeError, KeyError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"ONNX Runtime's quantizer refused the model. Received: {str(error)[:500]}") from error
+    sizes = [sum(model.ByteSize() for model in group.values()) for group in (models, result)]
+    if must_shrink and sizes[1] >= sizes[0]:
+        raise ExportError(f"Nothing in the ONNX graphs could be compressed. Received: {sizes[0]} bytes")
+    return result
+
+
+def _float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    converted = float16.convert_float_to_float16(model, keep_io_types=True)
+    # The converter appends the casts of the inputs behind the nodes that read them, which is not valid ONNX.
+    OnnxModel.graph_topological_sort(converted.graph)
+    return converted
+
+
+def _to_file(quantize: Callable[[str], Any]) -> onnx.ModelProto:
+    # The quantizers only write files.
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.onnx"
+        quantize(str(path))
+        return onnx.load(str(path))
+
+
+def _dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+    # Unsigned: ONNX Runtime has no kernel for convolutions of signed weights. Per tensor was the more accurate here.
+    weights = ort_quantization.QuantType.QUInt8
+    return _to_file(lambda path: ort_quantization.quantize_dynamic(model, path, weight_type=weights))
+
+
+class _Reader(ort_quantization.CalibrationDataReader):
+    def __init__(self, items: Sequence[dict[str, np.ndarray]]):
+        self._items = iter(items)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._items, None)
+
+
+def _static(
+    model: onnx.ModelProto, items: Sequence[dict[str, np.ndarray]], ops: Sequence[str] | None
+) -> onnx.ModelProto:
+    return _to_file(
+        lambda path: ort_quantization.quantize_static(
+            model,
+            path,
+            _Reader(items),
+            quant_format=ort_quantization.QuantFormat.QDQ,
+            op_types_to_quantize=ops and list(ops),
+            per_channel=True,
+            # Seven bits: the products of eight-bit ones saturate on x86 processors without VNNI, silently.
+            reduce_range=True,
+            activation_type=ort_quantization.QuantType.QUInt8,
+            weight_type=ort_quantization.QuantType.QInt8,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _unchanged_logging() -> Iterator[None]:
+    # Importing ONNX Runtime's weight-only quantizer configures the root logger.
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def _matrices(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """Stores the constant factor of every matrix product in blocks of integers."""
+    with _unchanged_logging():
+        from onnxruntime.quantization import matmul_nbits_quantizer
+    _split_gemm(model)
+    config = matmul_nbits_quantizer.DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
+    quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(model, algo_config=config)
+    quantizer.process()
+    return quantizer.model.model
+
+
+def _split_gemm(model: onnx.ModelProto) -> None:
+    """Writes `Gemm` as `MatMul` and `Add`: the weight-only quantizer passes over `Gemm` without a word."""
+    nodes = []
+    for number, node in enumerate(model.graph.node):
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plain = all(attributes.get(name, default) == default for name, default in _GEMM_DEFAULTS.items())
+        if node.op_type != "Gemm" or not plain:
+            nodes.append(node)
+            continue
+        product = f"{node.output[0]}_product_{number}" if len(node.input) == 3 else node.output[0]
+        nodes.append(helper.make_node("MatMul", node.input[:2], [product], name=f"{node.name}_matmul"))
+        if len(node.input) == 3:
+            nodes.append(helper.make_node("Add", [product, node.input[2]], node.output, name=f"{node.name}_add"))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+_GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+
+
+def _convolutions_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Stores the kernels of convolutions as integers with one scale for each output channel."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in tensors}
+    added = []
+    for name in sorted(kernels):
+        kernel = numpy_helper.to_array(tensors[name])
+        scale = np.abs(kernel).max(axis=tuple(range(1, kernel.ndim))) / 127
+        scale = np.where(scale > 0, scale, 1).astype(kernel.dtype)
+        codes = np.round(kernel / scale.reshape(-1, *[1] * (kernel.ndim - 1))).astype(np.int8)
+        tensors[name].CopyFrom(numpy_helper.from_array(codes, f"{name}_codes"))
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        added.append(helper.make_node("DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=0))
+    for node in reversed(added):
+        model.graph.node.insert(0, node)
+    return model

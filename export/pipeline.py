@@ -1,0 +1,264 @@
+"""From a model to verified artifacts in a directory: the steps of every export, in order."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from zoo.export import benchmark, litert, metadata, onnx, verify
+from zoo.export.calibration import Calibration, dummy_inputs
+from zoo.export.errors import ExportError, GateError
+from zoo.export.gate import Gate
+from zoo.export.onnx_quantize import onnx_candidates
+from zoo.export.quantize import Candidate, litert_candidates
+from zoo.export.report import ArtifactReport, ExportReport
+from zoo.export.runners import open_artifact
+from zoo.export.saved_model import saved_model_ops, write_saved_model
+from zoo.export.signatures import model_signatures, trace
+from zoo.export.staging import records
+from zoo.model import Signature, TaskMetric
+
+
+class Pipeline:
+    """One model on its way out.
+
+    Args:
+        model: Keras model.
+        work: path of an empty directory: scratch space, and, under `bundle/`, what will be shipped.
+        name: str. Name of the model.
+        stem: callable from quantization mode to the stem of file names.
+        signatures: see `zoo.export.signatures.model_signatures`.
+        calibration: see `zoo.export.calibration.Calibration`.
+        metric: see `zoo.export.gate.Gate`.
+        allow_flex: bool. Whether a LiteRT file may hold TensorFlow's operators.
+        opset: int. ONNX operator set.
+        measure_speed: bool. Whether to measure latency and memory.
+        progress: callable that takes one line at each stage.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        work: Path,
+        name: str,
+        stem: Callable[[str], str],
+        *,
+        signatures: Mapping[str, Signature] | None,
+        calibration: Any,
+        metric: TaskMetric | None,
+        allow_flex: bool,
+        opset: int,
+        measure_speed: bool,
+        progress: Callable[[str], None],
+    ):
+        self.model, self.work, self.name, self.stem = model, work, name, stem
+        self.allow_flex, self.opset, self.measure_speed, self.progress = allow_flex, opset, measure_speed, progress
+        self.root = work / "bundle"
+        self.root.mkdir()
+        self.signatures = model_signatures(model, signatures)
+        self.calibration = Calibration(model, self.signatures, calibration)
+        self.metric = metric
+        self.assets = {name: content for name, content in getattr(model, "assets", {}).items() if _plain(name)}
+
+    def run(self, plan: list[tuple[str, str]], skip_refused: bool) -> ExportReport:
+        """Makes, checks and measures artifacts.
+
+        Args:
+            plan: list of format and quantization mode.
+            skip_refused: bool. Whether to leave out, and record, quantized artifacts that are refused.
+
+        Raises:
+            ExportError: if the model cannot be exported so, an artifact fails its verification or its gate.
+        """
+        if any(mode == "int8" and format != "saved_model" for format, mode in plan):
+            self.calibration.required()
+        report = ExportReport(
+            self.name, self.descriptions, [], metadata.describe_model(self.model), metadata.versions(), {}, []
+        )
+        for format, mode in plan:
+            try:
+                report.artifacts.append(self._artifact(format, mode))
+            except ExportError as error:
+                if mode == "none" or not skip_refused:
+                    raise
+                report.refused.append({"format": format, "quantization": mode, "reason": str(error)})
+        if self.assets:
+            directory = self.root / "assets"
+            directory.mkdir()
+            for name, content in self.assets.items():
+                (directory / name).write_bytes(content)
+            report.assets = records(self.root, [directory])
+        return report
+
+    # === What all artifacts share, made when first needed ===
+
+    @cached_property
+    def traced(self) -> dict[str, Any]:
+        """The traced signatures."""
+        self.progress("Tracing the signatures")
+        return trace(self.signatures)
+
+    @cached_property
+    def reference(self) -> verify.Reference:
+        """Keras's answers to example inputs."""
+        self.progress("Running Keras on the example inputs")
+        return verify.Reference(self.model, self.signatures, self.calibration)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The task metric, with Keras's value."""
+        self.progress("Computing Keras's task metric")
+        return Gate(self.model, self.signatures, self.calibration, self.metric)
+
+    @cached_property
+    def descriptions(self) -> dict[str, dict[str, Any]]:
+        """Names, shapes, types and meaning of all inputs and outputs."""
+        described = {}
+        for name, traced in self.traced.items():
+            inputs, outputs = self.reference.calls[name][-1]
+            described[name] = metadata.describe_signature(traced, metadata.output_shapes(traced, inputs, outputs))
+        return described
+
+    @cached_property
+    def saved_model(self) -> Path:
+        """The SavedModel: an artifact itself, and what LiteRT is converted from."""
+        self.progress("Writing the SavedModel")
+        scratch, path = self.work / "assets", self.work / "saved_model"
+        scratch.mkdir()
+        facts = metadata.encode(self._facts("none", ""))
+        write_saved_model(self.traced, path, {**self.assets, metadata.FILE: facts}, scratch)
+        return path
+
+    @cached_property
+    def litert_base(self) -> bytes:
+        """The float32 flatbuffer."""
+        return litert.convert(self.saved_model, list(self.signatures), allow_flex=self.allow_flex)
+
+    @cached_property
+    def onnx_base(self) -> dict[str, Any]:
+        """The float32 graphs, by signature."""
+        shapes = {
+            name: {key: value["shape"] for key, value in description["outputs"].items()}
+            for name, description in self.descriptions.items()
+        }
+        return {
+            name: onnx.convert(traced, name, opset=self.opset, output_dimensions=shapes[name])
+            for name, traced in self.traced.items()
+        }
+
+    def _facts(self, mode: str, variant: str) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "model": metadata.describe_model(self.model),
+            "signatures": self.descriptions,
+            "quantization": mode,
+            "variant": variant,
+            "versions": metadata.versions(),
+        }
+
+    # === One artifact ===
+
+    def _artifact(self, format: str, mode: str) -> ArtifactReport:
+        if format == "saved_model" and mode != "none":
+            report = self._artifact(format, "none")
+            report.notes.append(f"A SavedModel has no {mode} form here: written in float32.")
+            return report
+        label, reasons = f"{format}/{mode}", []
+        self.progress(f"Making {label}")
+        candidates = self._candidates(format, mode)
+        for candidate in candidates:
+            attempt = Path(tempfile.mkdtemp(dir=self.work))
+            try:
+                report = self._attempt(format, mode, candidate, attempt)
+            except ExportError as error:
+                if len(candidates) == 1:
+                    raise
+                reasons.append(f"{candidate.variant}: {error}")
+                continue
+            for path in attempt.iterdir():
+                path.rename(self.root / path.name)
+            report.notes += [f"Not shipped: {reason}" for reason in reasons]
+            return report
+        raise GateError(f"{label}: no recipe is good enough. {' | '.join(reasons)}")
+
+    def _candidates(self, format: str, mode: str) -> list[Candidate]:
+        if format == "saved_model":
+            return [Candidate("", lambda: self.saved_model)]
+        if format == "litert":
+            names = list(self.signatures)
+            return litert_candidates(
+                mode, self.saved_model, lambda: self.litert_base, names, self.calibration, self.allow_flex
+            )
+        return onnx_candidates(mode, self.onnx_base, self.calibration)
+
+    def _attempt(self, format: str, mode: str, candidate: Candidate, directory: Path) -> ArtifactReport:
+        write = {"saved_model": self._write_saved_model, "litert": self._write_litert, "onnx": self._write_onnx}[format]
+        paths, ops = write(candidate, mode, directory)
+        report = ArtifactReport(
+            format,
+            mode,
+            records(directory, sorted(directory.iterdir())),
+            {name: path.name for name, path in paths.items()},
+            ops,
+            candidate.variant,
+        )
+        report.gzip_size = benchmark.gzip_size(directory / name for name in report.files)
+        if any(op.startswith(litert.FLEX) for op in ops):
+            return self._unverified(report)
+        self._verify(report, paths)
+        if self.measure_speed:
+            self.progress(f"Measuring {report.label}")
+            inputs = {name: dummy_inputs(self.model, name, item, 1, 0) for name, item in self.signatures.items()}
+            report.latency_ms, report.memory_bytes = benchmark.measure(format, paths, inputs, self.work)
+        return report
+
+    def _unverified(self, report: ArtifactReport) -> ArtifactReport:
+        if report.quantization != "none":
+            raise GateError(f"{report.label}: a quantized file with Flex operators cannot be judged. Received: Flex")
+        report.notes.append("Holds TensorFlow's operators (Flex), which cannot be run here: not verified.")
+        return report
+
+    def _verify(self, report: ArtifactReport, paths: dict[str, Path]) -> None:
+        self.progress(f"Verifying {report.label}")
+        run = open_artifact(report.format, paths)
+        tolerance = verify.TOLERANCE if report.quantization == "none" else None
+        report.errors = self.reference.compare(report.label, run, tolerance)
+        report.metric = self.gate.measure(run)
+        if report.quantization != "none":
+            self.gate.check(report.label, report.metric)
+        report.verified = True
+
+    def _write_saved_model(
+        self, candidate: Candidate, mode: str, directory: Path
+    ) -> tuple[dict[str, Path], dict[str, int]]:
+        path = directory / "saved_model"
+        shutil.copytree(candidate.build(), path)
+        return dict.fromkeys(self.signatures, path), saved_model_ops(path)
+
+    def _write_litert(self, candidate: Candidate, mode: str, directory: Path) -> tuple[dict[str, Path], dict[str, int]]:
+        content = candidate.build()
+        ops = litert.litert_ops(content)
+        facts = metadata.encode(self._facts(mode, candidate.variant))
+        path = directory / f"{self.stem(mode)}.tflite"
+        path.write_bytes(litert.embed(content, {metadata.KEY: facts}, self.assets))
+        return dict.fromkeys(self.signatures, path), ops
+
+    def _write_onnx(self, candidate: Candidate, mode: str, directory: Path) -> tuple[dict[str, Path], dict[str, int]]:
+        models = candidate.build()
+        ops = onnx.onnx_ops(models)
+        for model in models.values():
+            metadata.set_onnx_properties(model, self._facts(mode, candidate.variant), self.assets)
+        files = onnx.write(models, directory, self.stem(mode))
+        return dict(zip(models, files, strict=False)), ops
+
+
+def _plain(name: str) -> bool:
+    if Path(name).name != name or name in ("", ".", "..", metadata.FILE):
+        raise ExportError(f"Names of assets must be plain file names. Received: {name!r}")
+    return True
