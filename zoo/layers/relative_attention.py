@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from zoo.ops import masked_softmax, relative_shift, take_distances
@@ -116,7 +117,7 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         """
         context = ops.concatenate([memory, inputs], axis=1)
         query = self._heads(self.query(inputs))
-        absorb = inputs.shape[1] is not None and inputs.shape[1] * self.num_heads <= inputs.shape[-1] // 2
+        absorb = self._is_short(inputs.shape[1], memory.shape[1], inputs.shape[-1])
         project = self._scores_absorbed if absorb else self._scores
         scores = project(_biased(query, content_bias), context, self.key)
         scores = scores + self._position_scores(query, positions, position_bias, distances, context, project)
@@ -124,6 +125,12 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         weights = self.dropout_layer(probabilities, training=training)
         attended = self._attend_absorbed(weights, context) if absorb else self._attend(weights, context)
         return self.output_dense(attended), probabilities
+
+    def _is_short(self, length: int | None, num_memory: int | None, dim: int) -> bool:
+        """Whether projecting queries is cheaper than projecting keys."""
+        if length is None or num_memory is None:
+            return False
+        return length * self.num_heads <= min(dim // 2, num_memory + length)
 
     def content_attention(self, inputs: Any, memory: Any) -> Any:
         """Attends by content alone, with frozen projections and no mask: what a reconstruction loss compares.
@@ -169,19 +176,27 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
 
     def _scores_absorbed(self, query: Any, context: Any, projection: keras.layers.Dense) -> Any:
-        by_head = ops.transpose(self._by_head(_cast(projection.kernel, query)), (0, 2, 1))
-        return ops.matmul(ops.matmul(query, by_head), ops.expand_dims(ops.transpose(context, (0, 2, 1)), 1))
+        kernel = _cast(projection.kernel, query)
+        projected = ops.matmul(
+            ops.tile(query, (1, 1, 1, self.num_heads)) * self._own_head(query), ops.transpose(kernel)
+        )
+        return ops.matmul(projected, ops.expand_dims(ops.transpose(context, (0, 2, 1)), 1))
 
     def _attend(self, weights: Any, context: Any) -> Any:
         return self._merge(ops.matmul(weights, self._heads(self.value(context))))
 
     def _attend_absorbed(self, weights: Any, context: Any) -> Any:
-        mixed = ops.matmul(weights, ops.expand_dims(context, 1))
-        return self._merge(ops.matmul(mixed, self._by_head(_cast(self.value.kernel, mixed))))
+        mixed = self.value(ops.matmul(weights, ops.expand_dims(context, 1)))
+        return ops.sum(mixed * self._own_head(mixed), axis=1)
 
-    def _by_head(self, kernel: Any) -> Any:
-        """Returns a kernel `(dim, heads * head_dim)` as `(heads, dim, head_dim)`."""
-        return ops.transpose(ops.reshape(kernel, (-1, self.num_heads, self.head_dim)), (1, 0, 2))
+    def _own_head(self, like: Any) -> Any:
+        """Returns ones where a column of a kernel belongs to a head, `(1, heads, 1, heads * head_dim)`.
+
+        Masking keeps the kernels whole: exported graphs then hold them as plain matrices, which quantise, rather than as
+        copies cut by head.
+        """
+        own = np.kron(np.eye(self.num_heads), np.ones(self.head_dim))
+        return ops.cast(own[None, :, None, :], like.dtype)
 
     def _heads(self, x: Any) -> Any:
         """Splits `(batch, length, heads * head_dim)` into `(batch, heads, length, head_dim)`."""

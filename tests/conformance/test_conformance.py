@@ -1,0 +1,42 @@
+"""Every check on every method of the catalog: a method that is registered is a method that passes."""
+
+import pytest
+from conformance.checks import MODEL_CHECKS
+from conformance.shipping_checks import EXPORT_CHECKS, SHIPPED_CHECKS, SLOW_EXPORT_CHECKS, check_total_size
+from conformance.signature_checks import SIGNATURE_CHECKS
+from conformance.subject import Subject
+
+import zoo
+from zoo.catalog import SHIPPED_WEIGHTS
+
+TRAINED = [
+    (name, preset.name) for name in zoo.list_models() for preset in zoo.info(name).presets.values() if preset.trained
+]
+
+
+def label(check):
+    return check.__name__.removeprefix("check_")
+
+
+@pytest.mark.parametrize("check", [*MODEL_CHECKS, *SIGNATURE_CHECKS, *EXPORT_CHECKS], ids=label)
+def test_method(subject, check):
+    check(subject)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SLOW_EXPORT_CHECKS, ids=label)
+def test_quantized_export(subject, check):
+    check(subject)
+
+
+def test_shipped_weights_are_small_together():
+    check_total_size(SHIPPED_WEIGHTS)
+
+
+# Without the condition pytest would report an empty parametrisation as a skipped test
+if TRAINED:
+
+    @pytest.mark.parametrize("check", SHIPPED_CHECKS, ids=label)
+    @pytest.mark.parametrize(("name", "preset"), TRAINED)
+    def test_shipped_weights(name, preset, check, tmp_path):
+        check(Subject.of_method(name, tmp_path, preset))

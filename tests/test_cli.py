@@ -1,0 +1,552 @@
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import zoo
+from zoo import catalog, cli
+from zoo.cli import exporting, terminal
+
+TEXT = "It is a truth"
+
+
+def run(capsys, *words):
+    """Runs the command line in this process; returns exit code, standard output and standard error."""
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as end:  # argparse ends so
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, *words):
+    """Runs words that are bad input; returns the one line of the error."""
+    code, out, err = run(capsys, *words)
+    last = err.splitlines()[-1]
+
+    assert code == 2, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "error: " in last
+    return last
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A small trained-looking preset of compressive_transformer."""
+    from zoo.experiments import language_models as lm
+    from zoo.training.run import dataset_record
+
+    sizes = dict(
+        num_layers=1, hidden_dim=32, num_heads=2, intermediate_dim=64, window_length=8, memory_length=8,
+        compressed_memory_length=4, initializer_stddev=0.3,
+    )  # fmt: skip
+    model = zoo.get("compressive_transformer", weights=None, **sizes, **lm.vocabulary("austen"))
+    lm.prepare(model, "austen")
+    metrics = {"test_bits_per_character": 6.25}
+    directory = tmp_path_factory.mktemp("presets") / "language_model"
+    return model.save_to_preset(directory, dataset=dataset_record("austen"), metrics=metrics)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """A small preset of nice without recorded data."""
+    model = zoo.get("nice", weights=None, num_features=16, num_hidden_layers=1, hidden_dim=8)
+    return model.save_to_preset(tmp_path_factory.mktemp("presets") / "flow")
+
+
+@pytest.fixture(scope="module")
+def bundle(language_model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bundles") / "bundle"
+    words = ["export", language_model, "--format", "litert", "--output", directory]
+    assert cli.main([str(word) for word in words]) == 0
+    return directory
+
+
+# === Fast and lazy ===
+
+
+def seconds(*words):
+    """Returns the processor time of a process: a busy machine stretches the clock, not the work."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def once():
+        start = spent()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        return spent() - start
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["info", "nice"], ["export", "--help"]])
+def test_help_and_facts_are_quick(words):
+    # Beyond the bare interpreter
+    assert seconds("-m", "zoo.cli", *words) - seconds("-c", "pass") < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["list", "--json"], 0),
+        (["info", "nice"], 0),
+        (["info", "nise"], 2),
+        (["generate", "nise", "--prompt", "x"], 2),
+        (["export", "nice", "--preset", "digit", "--output", "x"], 2),
+        (["train", "nice", "--dataset", "nothing"], 2),
+        (["export", "nice", "--output", "x", "--format", "tflite"], 2),
+        ([], 2),
+    ],
+)
+def test_facts_and_bad_words_load_no_tensorflow(words, code):
+    script = (
+        "import sys\nfrom zoo import cli\n"
+        f"try:\n    code = cli.main({words})\nexcept SystemExit as end:\n    code = end.code\n"
+        "print([name for name in ('tensorflow', 'keras') if name in sys.modules], code or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == f"[] {code}"
+
+
+def test_the_script_is_quiet_and_its_errors_are_one_line(tmp_path):
+    words = [sys.executable, "-m", "zoo.cli", "generate", str(tmp_path), "--prompt", "x"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == "Loading the model"
+    assert done.stderr.splitlines()[1:] == [
+        f"zoo: error: A preset directory must hold 'metadata.json'. Received: {str(tmp_path)!r}"
+    ]
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m zoo.cli info nice --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+# === list, info ===
+
+
+def test_list_prints_every_method(capsys):
+    code, out, _ = run(capsys, "list")
+
+    assert code == 0
+    assert all(name in out for name in zoo.list_models())
+
+
+def test_list_filters(capsys):
+    _, out, _ = run(capsys, "list", "*transformer*", "--task", "language_modeling", "--json")
+    assert [entry["name"] for entry in json.loads(out)] == zoo.list_models("*transformer*", task="language_modeling")
+
+    _, out, _ = run(capsys, "list", "--trained", "--json")
+    assert [entry["name"] for entry in json.loads(out)] == zoo.list_models(trained=True)
+
+
+def test_info_as_json_holds_every_preset(capsys):
+    code, out, _ = run(capsys, "info", "transformer_xl", "--json")
+    facts = json.loads(out)
+
+    assert code == 0
+    assert facts["paper"]["year"] == 2019
+    assert facts["presets"]["enwik8_large"]["parameters"] == 277231820
+    assert set(facts["presets"]) == set(zoo.info("transformer_xl").presets)
+
+
+def test_info_shows_presets_and_notes(capsys):
+    _, out, _ = run(capsys, "info", "transformer_xl")
+
+    assert "wt103_large" in out
+    assert "285,205,322" in out
+    assert "Note: " in out
+
+
+def test_brackets_in_facts_are_no_markup(capsys):
+    class Toy:
+        pass
+
+    zoo.register(Toy, name="toy", title="Toy", task="toys", presets={"base": {}}, summary="values in [red] and [/red]")
+    try:
+        _, out, _ = run(capsys, "list", "toy")
+    finally:
+        zoo.unregister("toy")
+
+    assert "[red] and [/red]" in re.sub(r"\s+", " ", out)
+
+
+# === Bad input ===
+
+
+def test_unknown_names_offer_the_closest(capsys):
+    assert "Did you mean 'transformer_xl'" in refused(capsys, "info", "transformerxl")
+    assert "'digits'" in refused(capsys, "export", "nice", "--preset", "digit", "--output", "out")
+    assert "'language_modeling'" in refused(capsys, "list", "--task", "language_modelling")
+    assert "'austen'" in refused(capsys, "train", "transformer_xl", "--dataset", "austin")
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "export"])
+def test_weights_that_are_not_shipped(command, capsys, tmp_path):
+    words = ["--output", tmp_path / "out"] if command == "export" else []
+    line = refused(capsys, command, "transformer_xl", "--preset", "enwik8_large", *words)
+
+    assert "No trained weights are shipped for preset 'enwik8_large'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--prompt", ""], "empty"),
+        (["--prompt", "日本"], "Characters outside the vocabulary: ['日', '本']"),
+        ([], "--prompt"),
+        (["--prompt", TEXT, "--top-k", "1000"], "top_k"),
+        (["--prompt", TEXT, "--preset", "austen"], "--preset"),
+        (["--prompt", TEXT, "--temperature", "nan"], "temperature"),
+        (["--prompt", TEXT, "--max-new-tokens", "0"], "max-new-tokens"),
+    ],
+)
+def test_bad_prompts_and_settings(words, part, capsys, language_model):
+    assert part in refused(capsys, "generate", language_model, *words)
+
+
+def test_directories_that_hold_no_model(capsys, tmp_path):
+    assert "no such preset directory" in refused(capsys, "evaluate", tmp_path / "absent")
+    assert "metadata.json" in refused(capsys, "evaluate", tmp_path)
+    assert "no such bundle" in refused(capsys, "verify", tmp_path / "absent")
+    assert "manifest.json" in refused(capsys, "verify", tmp_path)
+
+
+def test_a_damaged_preset(capsys, tmp_path, language_model):
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(language_model, damaged)
+    (damaged / "model.weights.h5").write_bytes(b"nothing")
+
+    assert "'model.weights.h5' is damaged" in refused(capsys, "generate", damaged, "--prompt", TEXT)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "{model}", "--output", "{file}/out"],
+        ["generate", "{model}", "--prompt", TEXT, "--output", "{file}/out.txt"],
+        ["train", "nice", "--output", "{file}/out"],
+        ["demo", "--output", "{file}/out"],
+        ["reproduce", "transformer_xl", "--output", "{file}/out"],
+    ],
+)
+def test_unwritable_output_is_refused_before_any_work(words, capsys, tmp_path, language_model):
+    file = tmp_path / "file"
+    file.write_text("mine")
+
+    line = refused(capsys, *(word.format(model=language_model, file=file) for word in words))
+
+    assert "`directory` must not be a file or lie in one" in line
+    assert file.read_text() == "mine"
+
+
+def test_options_that_do_not_fit_the_model(capsys, flow, tmp_path):
+    assert "--prompt" in refused(capsys, "generate", flow, "--prompt", TEXT)
+    assert "data set" in refused(capsys, "evaluate", flow)
+    assert "--weights" in refused(capsys, "benchmark", flow, "--weights", flow)
+
+
+def test_a_failure_is_no_bad_input(capsys, monkeypatch, language_model, tmp_path):
+    from zoo.export import GateError
+
+    def fail(error):
+        def export(*arguments, **keywords):
+            raise error
+
+        return export
+
+    words = ["export", language_model, "--output", tmp_path / "out"]
+    for error in (GateError("too bad"), OSError(28, "No space left on device")):
+        monkeypatch.setattr(exporting, "_export", fail(error))
+        code, out, err = run(capsys, *words)
+
+        assert (code, out) == (1, "")
+        assert err.splitlines()[-1].startswith("zoo: error: ")
+        assert "Traceback" not in err
+
+
+def test_debug_shows_the_trace(capsys, monkeypatch):
+    monkeypatch.setenv("ZOO_DEBUG", "1")
+    code, _, err = run(capsys, "info", "nise")
+
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("zoo: error: ")
+
+
+def test_an_interrupt_is_one_line(capsys, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "list_models", interrupt)
+
+    assert run(capsys, "list") == (130, "", "zoo: interrupted\n")
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch, flow, tmp_path):
+    installed = terminal.importlib.util.find_spec
+    monkeypatch.setattr(
+        terminal.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("matplotlib", "tensorboard") else installed(name, *rest),
+    )
+    for words, extra in (
+        (["generate", flow, "--output", tmp_path / "x.png"], "plot"),
+        (["train", "nice", "--tensorboard", "--output", tmp_path / "run"], "tensorboard"),
+        (["reproduce", "transformer_xl", "--output", tmp_path], "plot"),
+    ):
+        code, _, err = run(capsys, *words)
+
+        assert code == 1
+        assert f'pip install "method-zoo[{extra}]"' in err
+
+
+# === generate, evaluate ===
+
+
+def test_generated_text_is_the_model_s(capsys, language_model, tmp_path):
+    expected = (
+        TEXT + zoo.get("compressive_transformer", weights=language_model).generate(TEXT, 20, 0.7, 5, seed=3) + "\n"
+    )
+    words = ["--max-new-tokens", 20, "--temperature", 0.7, "--top-k", 5, "--seed", 3]
+
+    code, out, _ = run(capsys, "generate", language_model, "--prompt", TEXT, *words)
+    assert (code, out) == (0, expected)
+
+    run(capsys, "generate", language_model, "--prompt", TEXT, *words, "--output", tmp_path / "new" / "text.txt")
+    assert (tmp_path / "new" / "text.txt").read_text() == expected
+
+
+def test_a_directory_may_be_named_without_a_separator(capsys, language_model, monkeypatch):
+    monkeypatch.chdir(language_model.parent)
+
+    assert run(capsys, "generate", language_model.name, "--prompt", TEXT, "--max-new-tokens", 1)[0] == 0
+    assert not terminal.is_directory("nice")
+
+
+def test_generated_images_are_the_model_s_samples(capsys, flow, tmp_path):
+    from matplotlib import image
+
+    code, out, _ = run(capsys, "generate", flow, "--seed", 1, "--output", tmp_path / "grid.png")
+    model = zoo.get("nice", weights=flow)
+    samples = model.run("sample", **model.dummy_inputs("sample", batch_size=64, seed=1))["image"]
+    # 8 x 8 images of 4 x 4 pixels with a line around each, enlarged 4 times
+    grid = image.imread(tmp_path / "grid.png")[::4, ::4, 0].reshape(8, 6, 8, 6)
+    pixels = grid[:, 1:-1, :, 1:-1].transpose(0, 2, 1, 3).reshape(64, 16)
+
+    assert (code, out) == (0, f"{tmp_path / 'grid.png'}\n")
+    assert np.abs(pixels - np.clip(samples, 0, 1)).max() < 0.01
+
+
+def test_evaluate_puts_the_recorded_value_beside_the_new_one(capsys, language_model):
+    code, out, _ = run(capsys, "evaluate", language_model, "--json")
+    found = json.loads(out)
+    entry = found["metrics"]["bits_per_character"]
+
+    assert code == 0
+    assert (found["dataset"], found["split"], entry["recorded"]) == ("austen", "test", 6.25)
+    assert 5 < entry["value"] < 15
+
+
+# === export, verify, benchmark, demo ===
+
+
+def test_export_writes_a_bundle_and_prints_it(capsys, bundle, language_model):
+    report = exporting.read_manifest(bundle)
+    assert [artifact.label for artifact in report.artifacts] == ["litert/none"]
+    assert (bundle / "compressive_transformer.tflite").is_file()
+
+    line = refused(capsys, "export", language_model, "--format", "litert", "--output", bundle)
+    assert "holds a bundle" in line
+
+
+def test_verify_needs_the_weights_and_finds_an_altered_file(capsys, bundle, language_model, tmp_path):
+    import shutil
+
+    assert "--weights" in refused(capsys, "verify", bundle)
+
+    code, out, _ = run(capsys, "verify", bundle, "--weights", language_model, "--json")
+    assert code == 0
+    assert [artifact["verified"] for artifact in json.loads(out)["artifacts"]] == [True]
+
+    altered = tmp_path / "altered"
+    shutil.copytree(bundle, altered)
+    with (altered / "compressive_transformer.tflite").open("ab") as file:
+        file.write(b"x")
+    code, out, err = run(capsys, "verify", altered, "--weights", language_model)
+    assert (code, out) == (1, "")
+    assert "compressive_transformer.tflite was altered" in err
+
+
+def test_benchmark_measures_anew(capsys, bundle, language_model):
+    code, out, _ = run(capsys, "benchmark", bundle, "--weights", language_model, "--json")
+    (artifact,) = json.loads(out)["artifacts"]
+
+    assert code == 0
+    assert set(artifact["latency_ms"]) == {"predict", "step", "decode", "compress"}
+    assert min(artifact["latency_ms"].values()) > 0
+    assert artifact["latency_ms"] != exporting.read_manifest(bundle).artifacts[0].latency_ms
+
+
+def test_demo_replaces_only_an_earlier_demo(capsys, bundle, tmp_path):
+    assert "earlier demo" in refused(capsys, "demo", "--output", bundle)
+
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "earlier demo" in refused(capsys, "demo", "--output", tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_demo_twice(capsys, language_model, monkeypatch, tmp_path):
+    from zoo.cli import demo
+
+    monkeypatch.setattr(demo, "load_model", lambda name: zoo.get(name, weights=language_model))
+    for _ in range(2):
+        code, out, _ = run(capsys, "demo", "--output", tmp_path / "demo")
+
+        assert code == 0
+        assert demo.PROMPT in out
+    report = exporting.read_manifest(tmp_path / "demo")
+    labels = [artifact.label for artifact in report.artifacts]
+    assert labels == ["saved_model/none", "litert/none", "litert/dynamic_int8", "onnx/none", "onnx/dynamic_int8"]
+    assert all(artifact.verified for artifact in report.artifacts)
+
+
+# === train, reproduce ===
+
+
+@pytest.mark.parametrize(
+    "words", [["--epochs", "0"], ["--seed", "-1"], ["--steps-per-epoch", "x"], ["--strategy", "all"]]
+)
+def test_bad_training_settings(words, capsys, tmp_path):
+    assert words[0] in refused(capsys, "train", "transformer_xl", *words)
+
+
+def test_train_passes_its_options_on(capsys, monkeypatch, tmp_path):
+    from zoo.training import run as training
+
+    seen = {}
+
+    def train(recipe, output, callbacks, **options):
+        seen.update(options, preset=recipe.preset, output=output, callbacks=[type(one).__name__ for one in callbacks])
+        model = zoo.get("nice", weights=None, num_features=4, num_hidden_layers=1, hidden_dim=2)
+        model.save_to_preset(output / "preset", metrics={"test_nats": 1.5})
+
+    monkeypatch.setattr(training, "train", train)
+    words = ["--epochs", 3, "--steps-per-epoch", 5, "--seed", 7, "--resume", "--mixed-precision", "--tensorboard"]
+    code, out, _ = run(capsys, "train", "nice", *words, "--checkpoint-minutes", 0.5, "--output", tmp_path / "run")
+
+    assert code == 0
+    assert seen == dict(
+        preset="digits", output=tmp_path / "run", dataset=None, epochs=3, steps_per_epoch=5, seed=7, resume=True,
+        mixed_precision=True, strategy="none", checkpoint_minutes=0.5, callbacks=["TrainingProgress", "TensorBoard"],
+    )  # fmt: skip
+    assert "test_nats: 1.5" in out
+    assert str(tmp_path / "run" / "preset") in out
+
+
+def test_a_training_that_diverges_fails(capsys, monkeypatch, tmp_path):
+    from zoo.training import run as training
+
+    def train(*arguments, **options):
+        raise RuntimeError("NaN or Inf loss encountered")
+
+    monkeypatch.setattr(training, "train", train)
+    code, _, err = run(capsys, "train", "nice", "--output", tmp_path / "run")
+
+    assert code == 1
+    assert "zoo: error: Training diverged" in err
+
+
+@pytest.mark.slow
+def test_train_and_evaluate_for_real(capsys, tmp_path):
+    words = ["--dataset", "austen", "--epochs", 1, "--steps-per-epoch", 2, "--output", tmp_path / "run"]
+    code, out, err = run(capsys, "train", "transformer_xl", *words)
+    assert code == 0
+    assert "epoch 1/1" in err
+    trained = float(re.search(r"test_bits_per_character: ([\d.]+)", out)[1])
+
+    assert "resume it" in refused(capsys, "train", "transformer_xl", *words)
+
+    _, out, _ = run(capsys, "evaluate", tmp_path / "run" / "preset", "--json")
+    entry = json.loads(out)["metrics"]["bits_per_character"]
+    assert entry["recorded"] == pytest.approx(trained, abs=1e-4)
+    assert entry["value"] == pytest.approx(entry["recorded"], abs=1e-5)
+
+
+def test_progress_counts_epochs_of_a_resumed_training():
+    import io
+
+    import keras
+    from rich.console import Console
+
+    from zoo.training.progress import TrainingProgress
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    screen = Console(file=io.StringIO(), width=120)
+    with TrainingProgress(screen) as progress:
+        model.fit(
+            np.ones((6, 2)), np.ones((6, 1)), batch_size=2, epochs=3, initial_epoch=1, verbose=0, callbacks=[progress]
+        )
+    lines = screen.file.getvalue().splitlines()
+
+    assert [line.split("  ")[0] for line in lines] == ["epoch 2/3", "epoch 3/3"]
+    assert all("loss" in line for line in lines)
+    assert (progress._bar.tasks[0].completed, progress._bar.tasks[0].total) == (9, 9)
+
+
+def test_reproduce_passes_only_what_was_asked(capsys, monkeypatch, tmp_path):
+    from zoo.experiments import transformer_xl
+
+    seen = []
+    monkeypatch.setattr(
+        transformer_xl, "reproduce", lambda directory, seeds=3, progress=None: seen.append((directory, seeds))
+    )
+
+    assert run(capsys, "reproduce", "transformer_xl", "--output", tmp_path)[0] == 0
+    assert run(capsys, "reproduce", "transformer_xl", "--seeds", 2, "--output", tmp_path)[0] == 0
+    assert seen == [(tmp_path, 3), (tmp_path, 2)]
+    assert "--updates" in refused(capsys, "reproduce", "transformer_xl", "--updates", 2, "--output", tmp_path)
+
+    monkeypatch.delattr(transformer_xl, "reproduce")
+    assert "No experiment" in refused(capsys, "reproduce", "transformer_xl", "--output", tmp_path)
+
+
+def test_a_method_without_recipes(capsys, tmp_path):
+    class Toy:
+        pass
+
+    zoo.register(Toy, name="toy", title="Toy", task="toys", presets={"base": {}})
+    try:
+        assert "without an experiment" in refused(capsys, "train", "toy", "--output", tmp_path / "run")
+        assert "without an experiment" in refused(capsys, "reproduce", "toy", "--output", tmp_path)
+    finally:
+        zoo.unregister("toy")
+
+
+def test_nothing_is_left_in_the_working_directory_by_refusals(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "train", "transformer_xl", "--dataset", "austin")
+    refused(capsys, "reproduce", "transformer_xll")
+    refused(capsys, "export", "transformer_xl", "--preset", "nothing", "--output", "out")
+
+    assert list(tmp_path.iterdir()) == []
