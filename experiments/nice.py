@@ -114,16 +114,17 @@ CLAIM = (
 )
 
 
-def reproduce(directory: Path, seeds: int = 3, epochs: int = 120, progress: Progress = lambda message: None) -> None:
+def reproduce(directory: Path, seeds: int = 3, updates: int = 1200, progress: Progress = lambda message: None) -> None:
     """Trains all arms on digits, compares their held-out likelihoods and writes `nice.json` and `nice.png`.
 
     Args:
         directory: path of the results.
         seeds: int. Runs of every arm.
-        epochs: int. Budget of every trained arm.
+        updates: int. Budget of every trained arm.
         progress: callable that takes one line per run.
     """
-    settings = {"dataset": "digits", "split": "test", "epochs": epochs, "batch_size": 128}
+    epochs = max(updates // RECIPES["digits"].steps_per_epoch, 1)
+    settings = {"dataset": "digits", "split": "test", "updates": updates, "batch_size": 128}
     ledger = Ledger(directory / "nice.runs.json", settings)
     for seed in range(seeds):
         ledger.run(GAUSSIAN, seed, lambda seed=seed: gaussian_baseline(seed), progress)
@@ -137,7 +138,7 @@ def reproduce(directory: Path, seeds: int = 3, epochs: int = 120, progress: Prog
         directory,
         claim=CLAIM,
         verdict=_verdict(ledger),
-        command=f"zoo reproduce nice --seeds {seeds} --epochs {epochs}",
+        command=f"zoo reproduce nice --seeds {seeds} --updates {updates}",
         tables={
             "nats": ledger.summary("nats"),
             "bits_per_dimension": ledger.summary("bits_per_dimension"),

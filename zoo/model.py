@@ -140,6 +140,8 @@ class TaskMetric:
         higher_is_better: bool.
         relative_tolerance: float. Worsening a compressed artifact may show, as a share of the float model's value.
         absolute_tolerance: float. The same in the metric's unit; the two add up.
+        two_sided: bool. Whether a change for the better counts as a worsening too. A density must: one that quantisation
+            raised is no longer normalised, so its better number is no better model.
     """
 
     name: str
@@ -147,10 +149,12 @@ class TaskMetric:
     higher_is_better: bool
     relative_tolerance: float = 0.0
     absolute_tolerance: float = 0.0
+    two_sided: bool = False
 
     def worsening(self, reference: float, value: float) -> float:
         """Returns by how much `value` is worse than `reference`, negative where it is better."""
-        return reference - value if self.higher_is_better else value - reference
+        change = reference - value if self.higher_is_better else value - reference
+        return abs(change) if self.two_sided else change
 
     def allowed(self, reference: float) -> float:
         """Returns the largest acceptable worsening from `reference`."""

@@ -68,7 +68,7 @@ def test_queues_hold_the_expected_times(memory_length):
         states = [tf.constant(np.tile(times[None, :, None], (1, 1, 16)))] * 2
         state = model._advance(state, states, [tf.zeros((1, 2, 6, 10 + memory_length))] * 2, training=False)
         evicted, memory = memory[:6], (memory + times.tolist())[-memory_length:]
-        compressed = (compressed + [np.mean(evicted[:3]), np.mean(evicted[3:])])[-4:]
+        compressed = [*compressed, np.mean(evicted[:3]), np.mean(evicted[3:])][-4:]
         counts[1] = min(counts[1] + np.count_nonzero(evicted) // 3, 4)
         counts[0] = min(counts[0] + 6, memory_length)
         np.testing.assert_array_equal(state["memory"][0, :, :, 0], [memory, memory])

@@ -74,7 +74,7 @@ def test_both_orders_of_computation_agree():
     biases = dict(content_bias=rng.normal(size=(2, 8)).astype("f"), position_bias=rng.normal(size=(2, 8)).astype("f"))
     mask = causal_memory_mask(1, 9)
     absorbed, _ = layer(query, memory, mask, positions=sinusoid_positions(10, 16), **biases)
-    window = np.concatenate([query] + [rng.normal(size=(1, 15, 16)).astype("f")], axis=1)
+    window = np.concatenate([query, rng.normal(size=(1, 15, 16)).astype("f")], axis=1)
     plain, _ = layer(window, memory, causal_memory_mask(16, 9), positions=sinusoid_positions(25, 16), **biases)
     np.testing.assert_allclose(absorbed[:, 0], plain[:, 0], atol=1e-5)
 

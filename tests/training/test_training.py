@@ -1,8 +1,6 @@
 """Training runs: resuming after a kill, determinism, NaN stop, optimiser, streams, strategies."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 

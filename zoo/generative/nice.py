@@ -499,7 +499,7 @@ class NICE(ZooModel):
         """Returns the mean log-likelihood of held-out images in nats; `None` without a checkpoint."""
         if self.metadata is None:
             return None
-        return TaskMetric("nats", self._held_out_nats, higher_is_better=True, absolute_tolerance=0.05)
+        return TaskMetric("nats", self._held_out_nats, higher_is_better=True, absolute_tolerance=0.05, two_sided=True)
 
     def _held_out_nats(self, run: Runner) -> float:
         log_probs = [run("log_prob", {"image": images})["log_prob"] for images in self._held_out_images(256)]
