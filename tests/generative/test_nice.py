@@ -406,9 +406,9 @@ def test_real_inputs_are_held_out_images_in_every_form(prior):
     model.metadata = SimpleNamespace(dataset={"name": "digits"})
     batches = {name: list(model.real_inputs(name, 100)) for name in model.signatures()}
 
-    assert {len(found) for found in batches.values()} == {360 * EVALUATION_DRAWS // 100}
+    assert {len(found) for found in batches.values()} == {180 * EVALUATION_DRAWS // 100}
     images = batches["encode"][0]["image"]
-    np.testing.assert_array_equal(model.to_levels(images[::EVALUATION_DRAWS]), levels_of("test")[:25])
+    np.testing.assert_array_equal(model.to_levels(images[::EVALUATION_DRAWS]), levels_of("validation")[:25])
     for name in ("decode", "sample"):
         model.signatures()[name].check(batches[name][0])
         np.testing.assert_allclose(model.run(name, **batches[name][0])["image"], images, atol=1e-3)

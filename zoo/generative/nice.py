@@ -481,7 +481,7 @@ class NICE(ZooModel):
     # === Held-out data ===
 
     def real_inputs(self, signature: str, batch_size: int = 1) -> Iterable[Arrays]:
-        """Yields inputs from the test split of the data set the checkpoint names; nothing without a checkpoint.
+        """Yields inputs from the validation split of the data set the checkpoint names; nothing without a checkpoint.
 
         The latents and the noise are those of real images: `decode` and `sample` give the images back.
 
@@ -491,24 +491,24 @@ class NICE(ZooModel):
         """
         if self.metadata is None:
             return
-        for images in self._held_out_images(batch_size):
+        for images in self._images("validation", batch_size):
             if len(images) == batch_size:
                 yield self._inputs_from_images(signature, images)
 
     def task_metric(self) -> TaskMetric | None:
-        """Returns the mean log-likelihood of held-out images in nats; `None` without a checkpoint."""
+        """Returns the mean log-likelihood of the test images in nats; `None` without a checkpoint."""
         if self.metadata is None:
             return None
         return TaskMetric("nats", self._held_out_nats, higher_is_better=True, absolute_tolerance=0.05, two_sided=True)
 
     def _held_out_nats(self, run: Runner) -> float:
-        log_probs = [run("log_prob", {"image": images})["log_prob"] for images in self._held_out_images(256)]
+        log_probs = [run("log_prob", {"image": images})["log_prob"] for images in self._images("test", 256)]
         return float(np.mean(np.concatenate(log_probs)))
 
-    def _held_out_images(self, batch_size: int) -> Iterator[np.ndarray]:
+    def _images(self, split: str, batch_size: int) -> Iterator[np.ndarray]:
         from zoo.datasets import load_arrays
 
-        levels = load_arrays(self.metadata.dataset["name"], "test")["image"]
+        levels = load_arrays(self.metadata.dataset["name"], split)["image"]
         images = self.evaluation_images(levels.reshape(len(levels), -1))
         for start in range(0, len(images), batch_size):
             yield images[start : start + batch_size]
