@@ -180,6 +180,23 @@ class ZooModel(keras.Model):
         if assets:
             raise ValueError(f"{type(self).__name__} has no assets. Received: {sorted(assets)}")
 
+    def get_build_config(self) -> dict[str, Any]:
+        """Tells Keras that a loaded model must be built before weights are read into it."""
+        return {"input_shape": None}
+
+    def build_from_config(self, config: Mapping[str, Any]) -> None:
+        """Creates all variables (called by Keras on loading a `.keras` file)."""
+        self.build_from_signature()
+
+    def save_assets(self, directory: str | Path) -> None:
+        """Puts the assets into a `.keras` file (called by Keras)."""
+        for name, content in self.assets.items():
+            Path(directory, name).write_bytes(content)
+
+    def load_assets(self, directory: str | Path) -> None:
+        """Takes the assets out of a `.keras` file (called by Keras)."""
+        self.set_assets({path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())})
+
     def signatures(self) -> dict[str, Signature]:
         """Returns what the model offers when deployed, the main signature first."""
         raise NotImplementedError(f"{type(self).__name__} defines no signatures.")

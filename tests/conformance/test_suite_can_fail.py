@@ -279,6 +279,12 @@ def test_too_many_weights_together_fail(tmp_path):
         shipping_checks.check_total_size(tmp_path)
 
 
-def test_a_wrong_record_of_an_export_fails(shipped):
-    subject = shipped(export={"litert/float16": {"refused": "worse than allowed"}})
-    fails(shipping_checks.check_recorded_exports, subject, "recorded as refused, and passes")
+RECORDS = [
+    ({"refused": "worse than allowed"}, "is recorded as"),
+    ({"metric": "relative_output_error", "value": 0.09}, "is recorded with 0.09"),
+]
+
+
+@pytest.mark.parametrize(("record", "match"), RECORDS, ids=["refused", "value"])
+def test_a_wrong_record_of_an_export_fails(record, match, shipped):
+    fails(shipping_checks.check_recorded_exports, shipped(export={"litert/float16": record}), match)

@@ -144,7 +144,11 @@ class NICE(ZooModel):
         layer = {"additive": AdditiveCoupling, "affine": AffineCoupling}[coupling]
         outputs = half * (2 if coupling == "affine" else 1)
         self.couplings = [
-            layer(dense_conditioner(outputs, num_hidden_layers, hidden_dim), name=f"coupling_{index}")
+            layer(
+                dense_conditioner(outputs, num_hidden_layers, hidden_dim, self.dtype_policy),
+                dtype=self.dtype_policy,
+                name=f"coupling_{index}",
+            )
             for index in range(num_couplings)
         ]
         self.seed_generator = keras.random.SeedGenerator()

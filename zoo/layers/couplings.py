@@ -24,16 +24,20 @@ from keras import ops
 COUPLINGS = ("additive", "affine")
 
 
-def dense_conditioner(output_dim: int, num_hidden_layers: int, hidden_dim: int) -> keras.Sequential:
+def dense_conditioner(output_dim: int, num_hidden_layers: int, hidden_dim: int, dtype: Any = None) -> keras.Sequential:
     """Returns a multilayer perceptron with rectified hidden layers and a linear output.
 
     Args:
         output_dim: int. Size of the output.
         num_hidden_layers: int. Number of hidden layers.
         hidden_dim: int. Size of each hidden layer.
+        dtype: dtype policy or None. Keras's global one by default.
     """
-    hidden = [keras.layers.Dense(hidden_dim, activation="relu") for _ in range(num_hidden_layers)]
-    return keras.Sequential([*hidden, keras.layers.Dense(output_dim)])
+    hidden = [keras.layers.Dense(hidden_dim, activation="relu", dtype=dtype) for _ in range(num_hidden_layers)]
+    network = keras.Sequential([*hidden, keras.layers.Dense(output_dim, dtype=dtype)])
+    if dtype is not None:
+        network.dtype_policy = dtype
+    return network
 
 
 @keras.saving.register_keras_serializable(package="zoo")

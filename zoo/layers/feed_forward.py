@@ -37,8 +37,8 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
         self.inner = self._dense(intermediate_dim, "inner", self.activation)
         self.outer = self._dense(hidden_dim, "outer", None)
-        self.inner_dropout = keras.layers.Dropout(dropout)
-        self.outer_dropout = keras.layers.Dropout(dropout)
+        self.inner_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.outer_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def _dense(self, units: int, name: str, activation: Any) -> keras.layers.Dense:
         initializer = keras.initializers.RandomNormal(stddev=self.initializer_stddev)

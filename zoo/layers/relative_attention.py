@@ -62,7 +62,7 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         self.key = self._dense(num_heads * head_dim, "key")
         self.value = self._dense(num_heads * head_dim, "value")
         self.relative = self._dense(num_heads * head_dim, "relative") if position == "xl" else None
-        self.dropout_layer = keras.layers.Dropout(attention_dropout)
+        self.dropout_layer = keras.layers.Dropout(attention_dropout, dtype=self.dtype_policy)
 
     def _initializer(self) -> keras.initializers.Initializer:
         return keras.initializers.RandomNormal(stddev=self.initializer_stddev)

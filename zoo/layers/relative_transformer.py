@@ -70,7 +70,7 @@ class RelativeTransformerLayer(keras.layers.Layer):
         self.feed_forward_norm = keras.layers.LayerNormalization(
             epsilon=1e-5, dtype=self.dtype_policy, name="feed_forward_norm"
         )
-        self.dropout_layer = keras.layers.Dropout(dropout)
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights for windows `(batch, length, hidden_dim)`."""

@@ -151,7 +151,7 @@ class TransformerXL(RecurrentLanguageModel):
             )
             for index in range(num_layers)
         ]
-        self.dropout_layer = keras.layers.Dropout(dropout)
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         self._add_biases()
 
     @property
