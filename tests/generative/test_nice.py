@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 import zoo
 from zoo.datasets import load_arrays
 from zoo.generative.nice import EVALUATION_DRAWS, NICE, bits_per_dimension
-from zoo.layers.couplings import AdditiveCoupling, AffineCoupling, dense_conditioner
+from zoo.layers.couplings import AdditiveCoupling, AffineCoupling, DenseConditioner
 
 VARIANTS = [
     {},
@@ -453,7 +453,7 @@ def test_presets_have_the_papers_number_of_parameters(preset, parameters):
 
 @pytest.mark.parametrize(("layer", "outputs"), [(AdditiveCoupling, 3), (AffineCoupling, 6)])
 def test_coupling_is_invertible_and_serialisable(layer, outputs):
-    coupling = layer(dense_conditioner(outputs, 1, 16))
+    coupling = layer(DenseConditioner(outputs, 1, 16))
     kept, changed = tf.random.normal((4, 5), seed=0), tf.random.normal((4, 3), seed=1)
     coupling(kept, changed)
     if layer is AffineCoupling:
@@ -482,7 +482,7 @@ def test_coupling_maps_images():
 
 def test_coupling_refuses_a_conditioner_that_does_not_fit():
     with pytest.raises(ValueError, match=r"`conditioner` must give outputs of shape \(4, 6\)\. Received: \(4, 3\)"):
-        AffineCoupling(dense_conditioner(3, 1, 16))(tf.zeros((4, 5)), tf.zeros((4, 3)))
+        AffineCoupling(DenseConditioner(3, 1, 16))(tf.zeros((4, 5)), tf.zeros((4, 3)))
 
 
 # === Bad input ===

@@ -25,7 +25,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from keras import ops
 
-from zoo.layers.couplings import COUPLINGS, AdditiveCoupling, AffineCoupling, dense_conditioner
+from zoo.layers.couplings import COUPLINGS, AdditiveCoupling, AffineCoupling, DenseConditioner
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric, ZooModel
 
 PRIORS = ("logistic", "gaussian")
@@ -145,7 +145,7 @@ class NICE(ZooModel):
         outputs = half * (2 if coupling == "affine" else 1)
         self.couplings = [
             layer(
-                dense_conditioner(outputs, num_hidden_layers, hidden_dim, self.dtype_policy),
+                DenseConditioner(outputs, num_hidden_layers, hidden_dim, dtype=self.dtype_policy),
                 dtype=self.dtype_policy,
                 name=f"coupling_{index}",
             )

@@ -24,20 +24,51 @@ from keras import ops
 COUPLINGS = ("additive", "affine")
 
 
-def dense_conditioner(output_dim: int, num_hidden_layers: int, hidden_dim: int, dtype: Any = None) -> keras.Sequential:
-    """Returns a multilayer perceptron with rectified hidden layers and a linear output.
+@keras.saving.register_keras_serializable(package="zoo")
+class DenseConditioner(keras.layers.Layer):
+    """A multilayer perceptron with rectified hidden layers and a linear output.
 
     Args:
         output_dim: int. Size of the output.
         num_hidden_layers: int. Number of hidden layers.
         hidden_dim: int. Size of each hidden layer.
-        dtype: dtype policy or None. Keras's global one by default.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
-    hidden = [keras.layers.Dense(hidden_dim, activation="relu", dtype=dtype) for _ in range(num_hidden_layers)]
-    network = keras.Sequential([*hidden, keras.layers.Dense(output_dim, dtype=dtype)])
-    if dtype is not None:
-        network.dtype_policy = dtype
-    return network
+
+    def __init__(self, output_dim: int, num_hidden_layers: int, hidden_dim: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.output_dim = output_dim
+        self.num_hidden_layers = num_hidden_layers
+        self.hidden_dim = hidden_dim
+        self.stages = [
+            keras.layers.Dense(hidden_dim, activation="relu", dtype=self.dtype_policy) for _ in range(num_hidden_layers)
+        ]
+        self.stages.append(keras.layers.Dense(output_dim, dtype=self.dtype_policy))
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the weights."""
+        for stage in self.stages:
+            stage.build(input_shape)
+            input_shape = (*input_shape[:-1], stage.units)
+
+    def call(self, inputs: Any) -> Any:
+        """Maps `(batch, ..., features)` to `(batch, ..., output_dim)`."""
+        for stage in self.stages:
+            inputs = stage(inputs)
+        return inputs
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        return (*input_shape[:-1], self.output_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            **super().get_config(),
+            "output_dim": self.output_dim,
+            "num_hidden_layers": self.num_hidden_layers,
+            "hidden_dim": self.hidden_dim,
+        }
 
 
 @keras.saving.register_keras_serializable(package="zoo")
