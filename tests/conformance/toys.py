@@ -113,6 +113,9 @@ class UnbuiltWhenLoaded(Healthy):
         self.hidden_dim, self.scale = hidden_dim, scale
         self.hidden, self.head = self.make_layers()
 
+    def build_from_config(self, config):
+        pass
+
 
 @serializable
 class LostAssets(Healthy):
@@ -124,6 +127,9 @@ class LostAssets(Healthy):
 
     def set_assets(self, assets):
         self.content = assets["labels.txt"]
+
+    def load_assets(self, directory):
+        pass
 
 
 @serializable

@@ -96,7 +96,8 @@ class AdditiveCoupling(keras.layers.Layer):
         Raises:
             ValueError: if the conditioner's output does not fit the changed part.
         """
-        self.conditioner.build(kept_shape)
+        if not self.conditioner.built:  # a deserialised one is built already
+            self.conditioner.build(kept_shape)
         wanted = (*changed_shape[:-1], changed_shape[-1] * self.outputs_per_feature)
         given = tuple(self.conditioner.compute_output_shape(kept_shape))
         if given != wanted:
