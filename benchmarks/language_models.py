@@ -66,7 +66,7 @@ def table(results: dict, rounds: int) -> str:
         "# Language models against PyTorch",
         "",
         f"`python benchmarks/language_models.py --torch-python PATH --rounds {rounds}`: CPU milliseconds on one thread, "
-        "median (quartiles), both sides in turn. Training: a batch of 16 windows, forward, backward, clipping, Adam. Generation: "
+        "median (quartiles), both sides in turn. Training: 16 windows forward and backward, clipping, Adam. Generation: "
         "one token at batch 1. What differs between the networks stands in the script.",
         "",
         "| method | peer | parameters (zoo, peer) | work | zoo | peer | zoo / peer |",
