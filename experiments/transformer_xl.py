@@ -143,7 +143,7 @@ def _verdict(recurrence: list[float], gain: dict[str, dict[str, float]]) -> str:
 def _figure(ledger: Ledger) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     curves, places = figure.subplots(1, 2)
     for arm in ARMS:
         mean = _mean_curve(ledger, arm)
@@ -152,5 +152,5 @@ def _figure(ledger: Ledger) -> Figure:
         places.plot(range(1, len(by_place) + 1), by_place, label=arm)
     curves.set(xlabel="memory slots at evaluation", ylabel="bits per character", title="Memory length at evaluation")
     places.set(xlabel="place in the window", title="Loss inside a window (memory as in training)", xscale="log")
-    curves.legend(fontsize=8)
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure

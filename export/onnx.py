@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,15 @@ def _name_dimensions(values: list[onnx.ValueInfoProto], shapes: Mapping[str, tup
 def shorten_names(model: onnx.ModelProto) -> None:
     """Renames inner tensors and nodes: the scopes TensorFlow puts into names can outweigh the weights."""
     kept = {value.name for value in (*model.graph.input, *model.graph.output)}
+    free = (name for name in map("t{}".format, itertools.count()) if name not in kept)
     names: dict[str, str] = {}
 
     def short(name: str) -> str:
-        return name if not name or name in kept else names.setdefault(name, f"t{len(names)}")
+        if not name or name in kept:
+            return name
+        if name not in names:
+            names[name] = next(free)
+        return names[name]
 
     for graph in _graphs(model.graph):
         for tensor in graph.initializer:

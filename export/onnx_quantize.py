@@ -18,7 +18,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from zoo.export.calibration import Calibration
 from zoo.export.errors import ExportError
-from zoo.export.onnx import for_each
+from zoo.export.onnx import for_each, shorten_names
 from zoo.export.quantize import BLOCK, FULL, RESTRICTED, Candidate
 from zoo.export.quiet import quiet
 
@@ -59,6 +59,8 @@ def _compressed(models: Models, change: Change, must_shrink: bool) -> dict[str, 
     try:
         with quiet():
             result = for_each(models, change)
+        for model in result.values():
+            shorten_names(model)
     except (RuntimeError, KeyError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, ExportError):
             raise

@@ -119,9 +119,9 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         query = self._heads(self.query(inputs))
         absorb = self._is_short(inputs.shape[1], memory.shape[1], inputs.shape[-1])
         project = self._scores_absorbed if absorb else self._scores
-        scores = project(_biased(query, content_bias), context, self.key)
+        scores = project(self._scaled(query, content_bias), context, self.key)
         scores = scores + self._position_scores(query, positions, position_bias, distances, context, project)
-        probabilities = masked_softmax(scores / math.sqrt(self.head_dim), mask)
+        probabilities = masked_softmax(scores, mask)
         weights = self.dropout_layer(probabilities, training=training)
         attended = self._attend_absorbed(weights, context) if absorb else self._attend(weights, context)
         return self.output_dense(attended), probabilities
@@ -154,6 +154,11 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
         return self._merge(ops.matmul(ops.softmax(scores, axis=-1), value))
 
+    def _scaled(self, query: Any, bias: Any = None) -> Any:
+        """Adds a bias `(heads, head_dim)` and scales: queries `(batch, heads, length, head_dim)` are fewer than scores."""
+        biased = query if bias is None else query + _cast(ops.expand_dims(bias, 1), query)
+        return biased / math.sqrt(self.head_dim)
+
     def _position_scores(
         self, query: Any, positions: Any, position_bias: Any, distances: Any, context: Any, project: Any
     ) -> Any:
@@ -161,9 +166,9 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
             return 0.0
         if self.position == "xl":
             encodings = ops.expand_dims(_cast(positions, query), 0)
-            scores = project(_biased(query, position_bias), encodings, self.relative)
+            scores = project(self._scaled(query, position_bias), encodings, self.relative)
         else:
-            scores = self._learned_position_scores(query, ops.shape(context)[1])
+            scores = self._learned_position_scores(self._scaled(query), ops.shape(context)[1])
         return relative_shift(scores) if distances is None else take_distances(scores, distances)
 
     def _learned_position_scores(self, query: Any, num_keys: Any) -> Any:
@@ -218,11 +223,6 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
             "max_distance": self.max_distance,
             "initializer_stddev": self.initializer_stddev,
         }
-
-
-def _biased(query: Any, bias: Any) -> Any:
-    """Adds a bias `(heads, head_dim)` to queries `(batch, heads, length, head_dim)`."""
-    return query if bias is None else query + _cast(ops.expand_dims(bias, 1), query)
 
 
 def _cast(x: Any, like: Any) -> Any:

@@ -108,8 +108,10 @@ def relative_shift(scores: Any) -> Any:
     shape = ops.shape(scores)
     batch, heads, queries, keys = (shape[i] for i in range(4))
     padded = ops.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
-    rows = ops.reshape(padded, (batch, heads, keys + 1, queries))
-    return ops.reshape(rows[:, :, 1:], (batch, heads, queries, keys))
+    flat = ops.reshape(padded, (batch, heads, (keys + 1) * queries))
+    # `slice`, since the gradient of indexing costs as much as all products of the layer together.
+    shifted = ops.slice(flat, (0, 0, queries), (batch, heads, keys * queries))
+    return ops.reshape(shifted, (batch, heads, queries, keys))
 
 
 def take_distances(scores: Any, distances: Any) -> Any:
