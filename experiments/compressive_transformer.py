@@ -186,12 +186,12 @@ def _figure(ledger: Ledger) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 8), layout="constrained")
-    (bars, words), (attention, losses) = figure.subplots(2, 2)
+    (arms, words), (attention, losses) = figure.subplots(2, 2)
     summary = ledger.summary("bits_per_character")
-    bars.barh(list(summary), [v["mean"] for v in summary.values()], xerr=[v["std"] for v in summary.values()])
-    low = min(v["mean"] for v in summary.values())
-    bars.set(xlabel="bits per character", title="Validation loss (mean and spread over seeds)", xlim=(low - 0.05, None))
-    bars.invert_yaxis()
+    means, spreads = ([values[key] for values in summary.values()] for key in ("mean", "std"))
+    arms.errorbar(means, list(summary), xerr=spreads, fmt="o")
+    arms.set(xlabel="bits per character", title="Validation loss (mean and spread over seeds)")
+    arms.invert_yaxis()
     for arm in (EQUAL_COST, "Transformer-XL, memory 32", MAIN, "mean pooling"):
         values = _recurring(ledger, arm)
         words.plot(list(values), list(values.values()), marker="o", label=arm)
