@@ -12,11 +12,11 @@ import keras
 
 from zoo.export.onnx import DEFAULT_OPSET, OPSETS
 from zoo.export.pipeline import Pipeline
-from zoo.export.report import FORMATS, QUANTIZATIONS, SCHEMA, ArtifactReport, ExportReport
-from zoo.export.staging import publish, staging
+from zoo.export.report import FORMATS, MANIFEST, QUANTIZATIONS, SCHEMA, ArtifactReport, ExportReport
+from zoo.export.staging import staging
+from zoo.files import publish
 from zoo.model import Signature, TaskMetric
 
-MANIFEST = "manifest.json"
 _KERAS_FORMATS = {"tf_saved_model": "saved_model", "litert": "litert", "onnx": "onnx"}
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from zoo.export import litert, verify
-from zoo.export.bundle import MANIFEST
 from zoo.export.calibration import Calibration
 from zoo.export.errors import ExportError, VerificationError
 from zoo.export.gate import Gate
-from zoo.export.report import ArtifactReport, ExportReport
+from zoo.export.report import MANIFEST, ArtifactReport, ExportReport, read_manifest
 from zoo.export.runners import open_artifact
 from zoo.export.signatures import model_signatures
 from zoo.export.staging import record
@@ -50,7 +48,7 @@ def verify_bundle(
     """
     say = progress or (lambda line: None)
     root = Path(directory)
-    report = _read_manifest(root)
+    report = read_manifest(root)
     say("Checking the hashes")
     check_files(root, report)
     model = model if model is not None else _rebuild(report)
@@ -80,23 +78,6 @@ def _verify(root: Path, artifact: ArtifactReport, reference: verify.Reference, g
     if not exact:
         gate.check(artifact.label, artifact.metric)
     artifact.verified = True
-
-
-def _read_manifest(root: Path) -> ExportReport:
-    path = root / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"Not an export bundle: it has no {MANIFEST}. Received: {str(root)!r}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"The manifest is damaged. Received: {error}") from error
-    report = ExportReport.from_dict(values)
-    paths = [*report.files, *(path for artifact in report.artifacts for path in artifact.paths.values())]
-    for name in paths:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or not (root / name).resolve().is_relative_to(root.resolve()):
-            raise ValueError(f"The manifest names a file outside of the bundle. Received: {name!r}")
-    return report
 
 
 def check_files(root: Path, report: ExportReport) -> None:

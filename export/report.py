@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 FORMATS = ("saved_model", "litert", "onnx")
 QUANTIZATIONS = ("none", "float16", "dynamic_int8", "weight_only_int8", "int4", "int8")
 SCHEMA = "zoo-export/1"
+MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,3 +248,25 @@ def _bytes(value: int | None) -> str:
     if value is None:
         return ""
     return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+
+
+def read_manifest(root: Path) -> ExportReport:
+    """Reads the manifest of a bundle without running anything.
+
+    Raises:
+        ValueError: if there is none, it is damaged, or it names files outside of the bundle.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"Not an export bundle: it has no {MANIFEST}. Received: {str(root)!r}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The manifest is damaged: {error}. Received: {str(root)!r}") from error
+    report = ExportReport.from_dict(values)
+    paths = [*report.files, *(path for artifact in report.artifacts for path in artifact.paths.values())]
+    for name in paths:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or not (root / name).resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"The manifest names a file outside of the bundle. Received: {name!r}")
+    return report

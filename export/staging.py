@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.export.report import FileRecord
+from zoo.files import sha256
 
 
 @contextlib.contextmanager
@@ -50,37 +49,6 @@ def _make_parents(directory: Path, made: list[Path]) -> None:
         made.append(parent)
 
 
-def publish(source: Path, target: Path) -> None:
-    """Moves a finished file or directory to its place, replacing what is there.
-
-    Args:
-        source: path on the same file system as `target`.
-        target: path. A directory there is moved aside first and comes back if the move fails.
-    """
-    synchronise(source)
-    if not target.is_dir():
-        source.replace(target)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".old", dir=target.parent) as aside:
-        old = Path(aside) / target.name
-        target.rename(old)
-        try:
-            source.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-
-
-def synchronise(path: Path) -> None:
-    """Forces a file, or every file of a directory, to the disk."""
-    for file in [path] if path.is_file() else [child for child in path.rglob("*") if child.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def records(root: Path, paths: list[Path]) -> dict[str, FileRecord]:
     """Returns hash and size of files, and of all files in directories, keyed by their path below `root`."""
     files = [child for path in paths for child in ([path] if path.is_file() else sorted(path.rglob("*")))]
@@ -88,7 +56,5 @@ def records(root: Path, paths: list[Path]) -> dict[str, FileRecord]:
 
 
 def record(path: Path) -> FileRecord:
-    """Returns the hash and size of a file, read in pieces."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileRecord(digest, path.stat().st_size)
+    """Returns the hash and size of a file."""
+    return FileRecord(sha256(path), path.stat().st_size)

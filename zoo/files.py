@@ -35,11 +35,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_tree(directory: Path) -> None:
-    for path in sorted(directory.rglob("*")):
+def _sync_tree(root: Path) -> None:
+    for path in sorted(root.rglob("*")):
         if not path.is_symlink():
             _sync(path)
-    _sync(directory)
+    _sync(root)
 
 
 def _temporary(path: Path) -> Path:
@@ -69,9 +69,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -118,24 +116,33 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        _sync_tree(temporary)
-        _swap(temporary, path)
+        publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(new: Path, path: Path) -> None:
+def publish(new: Path, path: Path) -> None:
+    """Moves a finished file or directory to its place, replacing what is there.
+
+    Args:
+        new: path on the same file system as `path`.
+        path: path. A directory there is moved aside first, and comes back if the move fails.
+    """
+    _sync_tree(new)
+    if not path.is_dir():
+        new.replace(path)
+        _sync(path.parent)
+        return
     old = _replaced(path)
-    if path.exists():
-        path.replace(old)
+    restore_directory(path)
+    path.replace(old)
     try:
         new.replace(path)
     except OSError:
         restore_directory(path)
         raise
     _sync(path.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    shutil.rmtree(old)
 
 
 def check_writable(directory: str | Path) -> Path:

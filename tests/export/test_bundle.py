@@ -19,7 +19,7 @@ import zoo.export
 from zoo.export import ExportReport, VerificationError, export_file, export_model, read_metadata, verify_bundle
 from zoo.export import pipeline as pipeline_module
 from zoo.export.runners import open_artifact
-from zoo.export.staging import publish
+from zoo.files import publish
 from zoo.model import Signature, Spec
 
 FORMATS = ("saved_model", "litert", "onnx")
@@ -208,14 +208,14 @@ def test_failed_replacement_keeps_the_old_bundle(tmp_path, monkeypatch):
     for path in (old, new):
         path.mkdir()
         (path / "which").write_text(path.name)
-    rename = Path.rename
+    replace = Path.replace
 
     def fail_for_new(self, target):
         if self == new:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return rename(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_for_new)
+    monkeypatch.setattr(Path, "replace", fail_for_new)
 
     with pytest.raises(OSError, match="No space"):
         publish(new, old)

@@ -212,18 +212,20 @@ def test_adaptive_softmax_with_one_bin_is_plain_softmax():
     np.testing.assert_allclose(ops.softmax(logits), ops.softmax(expected), atol=1e-6)
 
 
-def test_adaptive_log_probs_factorise_over_bins():
+@pytest.mark.parametrize("tied", [True, False])
+def test_adaptive_log_probs_factorise_over_bins(tied):
     embedding = AdaptiveEmbedding(12, 8, cutoffs=(4, 8), divisor=2, initializer_stddev=1.0)
     embedding.build()
-    layer = AdaptiveLogSoftmax(embedding)
+    layer = AdaptiveLogSoftmax(embedding, tie_projections=tied)
     hidden = np.random.default_rng(0).normal(size=(1, 1, 8)).astype("f")
     log_probs = layer(hidden).numpy()[0, 0]
-    first = hidden[0, 0] @ layer.first_projection.numpy().T
+    first = hidden[0, 0] @ layer.projections[0].numpy().T
     head = np.concatenate([embedding.tables[0].numpy() @ first, layer.cluster_kernel.numpy() @ first])
     head = head - np.log(np.exp(head).sum())
     np.testing.assert_allclose(log_probs[:4], head[:4], atol=1e-5)
+    projections = (embedding if tied else layer).projections
     for index, (start, stop) in enumerate(embedding.bins[1:], start=1):
-        tail = embedding.tables[index].numpy() @ (embedding.projections[index].numpy() @ hidden[0, 0])
+        tail = embedding.tables[index].numpy() @ (projections[index].numpy() @ hidden[0, 0])
         tail = tail - np.log(np.exp(tail).sum())
         np.testing.assert_allclose(log_probs[start:stop], head[3 + index] + tail, atol=1e-5)
 

@@ -46,7 +46,7 @@ def converted(golden):
     for own, values in zip(model.attention_biases, biases, strict=True):
         own.assign(values)
     output = model.logits_layer
-    output.first_projection.assign(theirs("crit.out_projs.0").T)
+    output.projections[0].assign(theirs("crit.out_projs.0").T)
     output.bias.assign(np.concatenate([theirs(f"crit.out_layers.{i}.bias") for i in range(3)]))
     output.cluster_kernel.assign(theirs("crit.cluster_weight"))
     output.cluster_bias.assign(theirs("crit.cluster_bias"))

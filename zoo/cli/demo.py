@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.exporting import read_manifest, show_report
+from zoo.cli.exporting import show_report
 from zoo.cli.terminal import add_command, console, load_model, stages
+from zoo.export.report import read_manifest
 
 METHOD = "compressive_transformer"
 # Names the bundle in its manifest, so that only an earlier demo is ever replaced

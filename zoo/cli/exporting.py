@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from zoo.cli.terminal import (
     write_json,
 )
 from zoo.export import FORMATS, QUANTIZATIONS, ExportReport
+from zoo.export.report import read_manifest
 
 if TYPE_CHECKING:
     import keras
@@ -131,22 +131,6 @@ def verify(options: argparse.Namespace) -> None:
         console().print(f"Whole by its hashes, not run: {', '.join(unverified)}")
     else:
         console().print("Verified: every artifact was run in its own runtime and compared with Keras.")
-
-
-def read_manifest(bundle: Path) -> ExportReport:
-    """Reads the manifest of a bundle without running anything.
-
-    Raises:
-        ValueError: if there is none or it is damaged.
-    """
-    path = bundle / "manifest.json"
-    if not path.is_file():
-        raise ValueError(f"Not an export bundle: it has no {path.name}. Received: {str(bundle)!r}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"The manifest is damaged: {error}. Received: {str(bundle)!r}") from error
-    return ExportReport.from_dict(values)
 
 
 def _model_of_bundle(report: ExportReport, weights: str | None) -> keras.Model | None:

@@ -22,6 +22,8 @@ class AdaptiveEmbedding(keras.layers.Layer):
         divisor: int. Ratio of the widths of neighbouring bins.
         initializer_stddev: float. Tables start from N(0, stddev^2).
         projection_stddev: float. Projections start from N(0, stddev^2).
+        project_first_bin: bool. Whether the first bin, already `hidden_dim` wide, has a projection too (where
+            `divisor` exceeds 1).
 
     Input: int tensor `(batch, length)`. Output: float tensor `(batch, length, hidden_dim)`.
 
@@ -37,6 +39,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
         divisor: int = 1,
         initializer_stddev: float = 0.02,
         projection_stddev: float = 0.01,
+        project_first_bin: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,6 +51,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
         self.divisor = divisor
         self.initializer_stddev = initializer_stddev
         self.projection_stddev = projection_stddev
+        self.project_first_bin = project_first_bin
         self.edges = (0, *self.cutoffs, vocabulary_size)
 
     @property
@@ -58,7 +62,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Creates tables and projections."""
         self.tables = [self._add_table(index, stop - start) for index, (start, stop) in enumerate(self.bins)]
-        self.projections = [self.add_projection(self, i) for i in range(len(self.bins))] if self.divisor > 1 else []
+        self.projections = [self.add_projection(self, index) for index in range(len(self.bins))]
 
     def _add_table(self, index: int, rows: int) -> Any:
         return self.add_weight(
@@ -68,7 +72,9 @@ class AdaptiveEmbedding(keras.layers.Layer):
         )
 
     def add_projection(self, owner: keras.layers.Layer, index: int) -> Any:
-        """Creates the projection of a bin, `(bin width, hidden_dim)`, as a weight of `owner`."""
+        """Creates the projection of a bin, `(bin width, hidden_dim)`, as a weight of `owner`; None where it has none."""
+        if self.divisor == 1 or (index == 0 and not self.project_first_bin):
+            return None
         return owner.add_weight(
             name=f"projection_{index}",
             shape=(self.hidden_dim // self.divisor**index, self.hidden_dim),
@@ -83,9 +89,8 @@ class AdaptiveEmbedding(keras.layers.Layer):
 
     def _lookup(self, index: int, ids: Any) -> Any:
         vectors = ops.take(ops.cast(self.tables[index], self.compute_dtype), ids, axis=0)
-        if not self.projections:
-            return vectors
-        return ops.matmul(vectors, ops.cast(self.projections[index], vectors.dtype))
+        projection = self.projections[index]
+        return vectors if projection is None else ops.matmul(vectors, ops.cast(projection, vectors.dtype))
 
     def _lookup_bin(self, index: int, ids: Any) -> Any:
         start, stop = self.bins[index]
@@ -103,6 +108,7 @@ class AdaptiveEmbedding(keras.layers.Layer):
             "divisor": self.divisor,
             "initializer_stddev": self.initializer_stddev,
             "projection_stddev": self.projection_stddev,
+            "project_first_bin": self.project_first_bin,
         }
 
 
@@ -111,28 +117,32 @@ class AdaptiveLogSoftmax(keras.layers.Layer):
     """Output layer tied to an `AdaptiveEmbedding`.
 
     A head softmax covers the first bin and one entry for each later bin; log p(w) = log p(bin) + log p(w | bin). The
-    tables are the embedding's own. Of the projections, the first bin's is separate and the others are tied.
+    tables are the embedding's own; the first bin's projection never is.
 
     Args:
         embedding: `AdaptiveEmbedding`, built.
+        tie_projections: bool. Whether the projections of the later bins are the embedding's own too.
 
     Input: float tensor `(batch, length, hidden_dim)`. Output: logits `(batch, length, vocabulary_size)`; with more than
     one bin they are log-probabilities, which are valid logits too.
 
     Reference:
-        Grave et al. 2017, section 4; Dai et al. 2019, released code (`proj_share_all_but_first`).
+        Grave et al. 2017, section 4; Dai et al. 2019, released code (`proj_share_all_but_first`, `proj_same_dim`).
     """
 
-    def __init__(self, embedding: AdaptiveEmbedding, **kwargs: Any) -> None:
+    def __init__(self, embedding: AdaptiveEmbedding, tie_projections: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.embedding = embedding
+        self.tie_projections = tie_projections
 
     def build(self, input_shape: Any) -> None:
-        """Creates biases, cluster entries and the first projection."""
+        """Creates biases, cluster entries and the projections that are not tied."""
         embedding = self.embedding
         self.bias = self.add_weight(name="bias", shape=(embedding.vocabulary_size,), initializer="zeros")
-        self.first_projection = embedding.add_projection(self, 0) if embedding.projections else None
         num_tails = len(embedding.bins) - 1
+        self.projections = [
+            embedding.add_projection(self, index) for index in range(1 if self.tie_projections else num_tails + 1)
+        ]
         if num_tails:
             self.cluster_kernel = self.add_weight(
                 name="cluster_kernel",
@@ -159,10 +169,9 @@ class AdaptiveLogSoftmax(keras.layers.Layer):
         return ops.concatenate(parts, axis=-1)
 
     def _project(self, index: int, inputs: Any) -> Any:
-        if self.first_projection is None:
-            return inputs
-        projection = self.first_projection if index == 0 else self.embedding.projections[index]
-        return ops.matmul(inputs, ops.transpose(ops.cast(projection, inputs.dtype)))
+        owner = self.embedding if self.tie_projections and index else self
+        projection = owner.projections[index]
+        return inputs if projection is None else ops.matmul(inputs, ops.transpose(ops.cast(projection, inputs.dtype)))
 
     def _bin_logits(self, index: int, hidden: Any) -> Any:
         start, stop = self.embedding.bins[index]
@@ -171,7 +180,8 @@ class AdaptiveLogSoftmax(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {**super().get_config(), "embedding": keras.saving.serialize_keras_object(self.embedding)}
+        embedding = keras.saving.serialize_keras_object(self.embedding)
+        return {**super().get_config(), "embedding": embedding, "tie_projections": self.tie_projections}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "AdaptiveLogSoftmax":

@@ -50,6 +50,8 @@ class TransformerXL(RecurrentLanguageModel):
         mask_empty: bool. Ignore memory slots that were never filled.
         cutoffs: sequence of int. Bins of the adaptive embedding and softmax; none by default.
         cutoff_divisor: int. Ratio of the embedding widths of neighbouring bins.
+        tie_projections: bool. Whether the softmax uses the embedding's projections of all bins but the first.
+        project_first_bin: bool. Whether the first bin is projected too, though it is as wide as the model.
         initializer_stddev: float.
 
     Example:
@@ -81,6 +83,8 @@ class TransformerXL(RecurrentLanguageModel):
         mask_empty: bool = True,
         cutoffs: Sequence[int] = (),
         cutoff_divisor: int = 1,
+        tie_projections: bool = True,
+        project_first_bin: bool = True,
         initializer_stddev: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -121,6 +125,8 @@ class TransformerXL(RecurrentLanguageModel):
         self.mask_empty = mask_empty
         self.cutoffs = tuple(cutoffs)
         self.cutoff_divisor = cutoff_divisor
+        self.tie_projections = tie_projections
+        self.project_first_bin = project_first_bin
         self.initializer_stddev = initializer_stddev
 
         # === Layers ===
@@ -130,10 +136,11 @@ class TransformerXL(RecurrentLanguageModel):
             cutoffs=self.cutoffs,
             divisor=cutoff_divisor,
             initializer_stddev=initializer_stddev,
+            project_first_bin=project_first_bin,
             dtype=self.dtype_policy,
             name="embedding",
         )
-        self.logits_layer = AdaptiveLogSoftmax(self.embedding, dtype=self.dtype_policy, name="logits")
+        self.logits_layer = AdaptiveLogSoftmax(self.embedding, tie_projections, dtype=self.dtype_policy, name="logits")
         self.transformer_layers = [
             RelativeTransformerLayer(
                 num_heads,
@@ -266,5 +273,7 @@ class TransformerXL(RecurrentLanguageModel):
             "mask_empty": self.mask_empty,
             "cutoffs": list(self.cutoffs),
             "cutoff_divisor": self.cutoff_divisor,
+            "tie_projections": self.tie_projections,
+            "project_first_bin": self.project_first_bin,
             "initializer_stddev": self.initializer_stddev,
         }
