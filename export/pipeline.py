@@ -15,6 +15,7 @@ from zoo.export import benchmark, litert, metadata, onnx, verify
 from zoo.export.calibration import Calibration, dummy_inputs
 from zoo.export.errors import ExportError, GateError
 from zoo.export.gate import Gate
+from zoo.export.learned import LEARNED, learned_litert, learned_onnx
 from zoo.export.onnx_quantize import onnx_candidates
 from zoo.export.quantize import Candidate, litert_candidates
 from zoo.export.report import ArtifactReport, ExportReport
@@ -23,6 +24,58 @@ from zoo.export.saved_model import saved_model_ops, write_saved_model
 from zoo.export.signatures import model_signatures, trace
 from zoo.export.staging import records
 from zoo.model import Signature, TaskMetric
+
+
+class Graphs:
+    """Signatures in the forms that artifacts are made of, each made when first needed.
+
+    Args:
+        signatures: dict from name to `zoo.model.Signature`.
+        work: path of an empty directory.
+        assets: callable that returns the files of the SavedModel, by name.
+        allow_flex: bool. See `zoo.export.litert.convert`.
+        opset: int. ONNX operator set.
+    """
+
+    def __init__(
+        self,
+        signatures: Mapping[str, Signature],
+        work: Path,
+        assets: Callable[[], dict[str, bytes]],
+        allow_flex: bool,
+        opset: int,
+    ):
+        self.signatures, self.work, self.assets = signatures, work, assets
+        self.allow_flex, self.opset = allow_flex, opset
+
+    @cached_property
+    def traced(self) -> dict[str, Any]:
+        """The traced signatures."""
+        return trace(self.signatures)
+
+    @cached_property
+    def saved_model(self) -> Path:
+        """The SavedModel: an artifact itself, and what LiteRT is converted from."""
+        scratch, path = self.work / "assets", self.work / "saved_model"
+        scratch.mkdir(parents=True)
+        write_saved_model(self.traced, path, self.assets(), scratch)
+        return path
+
+    def litert(self, configure: Callable[[Any], None] | None = None) -> bytes:
+        """Returns a flatbuffer; see `zoo.export.litert.convert`."""
+        return litert.convert(self.saved_model, list(self.signatures), allow_flex=self.allow_flex, configure=configure)
+
+    @cached_property
+    def litert_base(self) -> bytes:
+        """The float32 flatbuffer."""
+        return self.litert()
+
+    def onnx(self, output_shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the graphs by signature, their outputs' dimensions named."""
+        return {
+            name: onnx.convert(traced, name, opset=self.opset, output_dimensions=output_shapes[name])
+            for name, traced in self.traced.items()
+        }
 
 
 class Pipeline:
@@ -99,10 +152,17 @@ class Pipeline:
     # === What all artifacts share, made when first needed ===
 
     @cached_property
-    def traced(self) -> dict[str, Any]:
-        """The traced signatures."""
+    def graphs(self) -> Graphs:
+        """The model in float arithmetic."""
         self.progress("Tracing the signatures")
-        return trace(self.signatures)
+        return Graphs(self.signatures, self.work / "float", self._saved_assets, self.allow_flex, self.opset)
+
+    @cached_property
+    def learned(self) -> Graphs | None:
+        """The model with the ranges that quantisation-aware training learned; None where there was none."""
+        find = getattr(self.model, "learned_signatures", None)
+        signatures = find() if find else None
+        return signatures and Graphs(signatures, self.work / "learned", dict, self.allow_flex, self.opset)
 
     @cached_property
     def reference(self) -> verify.Reference:
@@ -120,37 +180,26 @@ class Pipeline:
     def descriptions(self) -> dict[str, dict[str, Any]]:
         """Names, shapes, types and meaning of all inputs and outputs."""
         described = {}
-        for name, traced in self.traced.items():
+        for name, traced in self.graphs.traced.items():
             inputs, outputs = self.reference.calls[name][-1]
             described[name] = metadata.describe_signature(traced, metadata.output_shapes(traced, inputs, outputs))
         return described
 
     @cached_property
-    def saved_model(self) -> Path:
-        """The SavedModel: an artifact itself, and what LiteRT is converted from."""
-        self.progress("Writing the SavedModel")
-        scratch, path = self.work / "assets", self.work / "saved_model"
-        scratch.mkdir()
-        facts = metadata.encode(self._facts("none", ""))
-        write_saved_model(self.traced, path, {**self.assets, metadata.FILE: facts}, scratch)
-        return path
-
-    @cached_property
-    def litert_base(self) -> bytes:
-        """The float32 flatbuffer."""
-        return litert.convert(self.saved_model, list(self.signatures), allow_flex=self.allow_flex)
+    def output_shapes(self) -> dict[str, Any]:
+        """The shapes of all outputs, by signature and name."""
+        return {
+            name: {key: value["shape"] for key, value in description["outputs"].items()}
+            for name, description in self.descriptions.items()
+        }
 
     @cached_property
     def onnx_base(self) -> dict[str, Any]:
         """The float32 graphs, by signature."""
-        shapes = {
-            name: {key: value["shape"] for key, value in description["outputs"].items()}
-            for name, description in self.descriptions.items()
-        }
-        return {
-            name: onnx.convert(traced, name, opset=self.opset, output_dimensions=shapes[name])
-            for name, traced in self.traced.items()
-        }
+        return self.graphs.onnx(self.output_shapes)
+
+    def _saved_assets(self) -> dict[str, bytes]:
+        return {**self.assets, metadata.FILE: metadata.encode(self._facts("none", ""))}
 
     def _facts(self, mode: str, variant: str) -> dict[str, Any]:
         return {
@@ -188,13 +237,14 @@ class Pipeline:
         raise GateError(f"{label}: no recipe is good enough. {' | '.join(reasons)}")
 
     def _candidates(self, format: str, mode: str) -> list[Candidate]:
+        graphs = self.graphs
         if format == "saved_model":
-            return [Candidate("", lambda: self.saved_model)]
+            return [Candidate("", lambda: graphs.saved_model)]
+        if mode == "int8" and self.learned:
+            make = learned_litert if format == "litert" else learned_onnx
+            return [Candidate(LEARNED, lambda: make(self.learned, self.calibration, self.output_shapes))]
         if format == "litert":
-            names = list(self.signatures)
-            return litert_candidates(
-                mode, self.saved_model, lambda: self.litert_base, names, self.calibration, self.allow_flex
-            )
+            return litert_candidates(mode, graphs.litert, lambda: graphs.litert_base, self.calibration)
         return onnx_candidates(mode, self.onnx_base, self.calibration)
 
     def _attempt(self, format: str, mode: str, candidate: Candidate, directory: Path) -> ArtifactReport:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -43,26 +42,21 @@ class Candidate:
 
 def litert_candidates(
     mode: str,
-    saved_model: Path,
+    convert: Callable[[Callable[[Any], None]], bytes],
     base: Callable[[], bytes],
-    signatures: Sequence[str],
     calibration: Calibration,
-    allow_flex: bool,
 ) -> list[Candidate]:
     """Returns the recipes of a mode, the preferred first.
 
     Args:
         mode: str. One of `zoo.export.QUANTIZATIONS`.
-        saved_model: path of the SavedModel to convert.
+        convert: callable that makes a flatbuffer with a converter that the argument configures.
         base: callable that returns the float32 flatbuffer.
-        signatures: names of the signatures.
         calibration: `Calibration`, read by `int8` only.
-        allow_flex: bool. See `zoo.export.litert.convert`.
     """
 
     def converted(configure: Callable[[Any], None]) -> bytes:
-        content = litert.convert(saved_model, signatures, allow_flex=allow_flex, configure=configure)
-        return _smaller(content, base())
+        return _smaller(convert(configure), base())
 
     def static(ops: Sequence[str]) -> bytes:
         return _requantized(base(), lambda quantizer: _add_static(quantizer, ops), calibration)

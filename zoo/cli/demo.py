@@ -34,7 +34,7 @@ def demo(options: argparse.Namespace) -> None:
         say(f"Loading {METHOD}")
         model = load_model(METHOD)
         say("Generating text")
-        text = model.generate(PROMPT, max_new_tokens=400, temperature=0.8, seed=0)
+        text = model.generate(PROMPT, max_new_tokens=400, temperature=0.6, seed=0)
     screen.print(f"{METHOD} continues {PROMPT!r}:\n\n{PROMPT}{text}\n")
     with stages() as say:
         from zoo.export import export_model

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TEXT_OPTIONS = ("prompt", "max_new_tokens", "temperature", "top_k")
 _NUM_SAMPLES = 64
+_TEMPERATURE = 0.6  # where the small shipped models write mostly real words
 
 
 def add_commands(commands: Any) -> None:
@@ -35,7 +36,7 @@ def add_commands(commands: Any) -> None:
     add_source(parser)
     parser.add_argument("--prompt", help="text to continue (language models)")
     parser.add_argument("--max-new-tokens", type=positive, help="length of the continuation (language models)")
-    parser.add_argument("--temperature", type=duration, help="0 takes the likeliest token (language models)")
+    parser.add_argument("--temperature", type=duration, help="0 takes the likeliest token; default: 0.6 (text)")
     parser.add_argument("--top-k", type=positive, help="sample among the k likeliest tokens (language models)")
     parser.add_argument("--seed", type=natural, default=0, help="same seed, same result (default: 0)")
     parser.add_argument(
@@ -70,7 +71,7 @@ def _text(model: Any, options: argparse.Namespace) -> str:
     if options.prompt is None:
         raise ValueError('A language model continues a text: pass --prompt "...". Received: no prompt')
     chosen = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
-    text = options.prompt + model.generate(**chosen, seed=options.seed) + "\n"
+    text = options.prompt + model.generate(**{"temperature": _TEMPERATURE, **chosen}, seed=options.seed) + "\n"
     if options.output is None:
         return text
     from zoo.files import atomic_file

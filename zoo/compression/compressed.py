@@ -11,14 +11,15 @@ import contextlib
 import dataclasses
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from zoo.model import Signature, TaskMetric
+from zoo.model import Arrays, Signature, TaskMetric, ZooModel
 
 _NO_KERNELS = ("bias", "gamma", "beta", "alpha")
 
@@ -119,7 +120,7 @@ class Stage(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="zoo")
-class CompressedModel(keras.Model):
+class CompressedModel(ZooModel):
     """A model that runs with the transformations of some stages. Trains, saves, loads and exports like any other.
 
     The wrapped model is not copied: training this one trains it.
@@ -133,8 +134,8 @@ class CompressedModel(keras.Model):
     """
 
     def __init__(self, model: keras.Model, stages: Sequence[Stage], **kwargs: Any) -> None:
-        super().__init__(**{"name": f"compressed_{model.name}", **kwargs})
         _check_model(model)
+        super().__init__(**{"name": f"compressed_{model.name}", **kwargs})
         self.model = model
         self.stages = list(stages)
         self._runtime = _Runtime(find_targets(model), find_points(model))
@@ -240,6 +241,18 @@ class CompressedModel(keras.Model):
         """Files of the wrapped model, such as its tokenizer."""
         return getattr(self.model, "assets", {})
 
+    def set_assets(self, assets: Mapping[str, bytes]) -> None:
+        """Gives the wrapped model its files back."""
+        if assets:
+            self.model.set_assets(assets)
+
+    def save_to_preset(self, directory: str | Path, **kwargs: Any) -> Path:
+        """Refuses: a preset holds a plain model."""
+        raise ValueError(
+            f"A compressed model is saved by `save` to a `.keras` file; strip it first for a preset. "
+            f"Received: directory={str(directory)!r}"
+        )
+
     def signatures(self) -> dict[str, Signature]:
         """Returns the wrapped model's signatures with the final weights and float activations."""
         return self._signatures(contextlib.nullcontext)
@@ -275,7 +288,7 @@ class CompressedModel(keras.Model):
         """Returns the wrapped model's metric."""
         return self.model.task_metric() if hasattr(self.model, "task_metric") else None
 
-    def real_inputs(self, signature: str, batch_size: int = 1) -> Any:
+    def real_inputs(self, signature: str, batch_size: int = 1) -> Iterable[Arrays]:
         """Yields the wrapped model's real inputs."""
         return self.model.real_inputs(signature, batch_size) if hasattr(self.model, "real_inputs") else ()
 

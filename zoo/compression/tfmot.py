@@ -33,12 +33,13 @@ def _tfmot(module: str) -> ModuleType:
         ImportError: if it is not installed, naming the extra.
     """
     legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    # It switches the whole process to legacy Keras; `tf.keras` stays what it is once it has been looked at
+    _ = tf.keras.layers
     try:
         return importlib.import_module(_ROOT + module)
     except ImportError as error:
         raise ImportError('This needs TensorFlow Model Optimization: pip install "method-zoo[compression]"') from error
     finally:
-        # It switches the whole process to legacy Keras
         if legacy is None:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
         else:
@@ -100,6 +101,7 @@ class PruningStage(Stage):
 
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the masks; a constant schedule from step 0 applies at once."""
+        _check_patterns(self.weight_patterns, targets)
         self.step = self.add_weight(name="step", shape=(), dtype="int64", initializer="zeros", trainable=False)
         for target in targets:
             if _chosen(self.weight_patterns, target):
@@ -107,7 +109,6 @@ class PruningStage(Stage):
                 self._masks[target] = self.add_weight(
                     name=f"mask_{len(self._masks)}", shape=target.shape, initializer="ones", trainable=False
                 )
-        _check_found(self.weight_patterns, self._masks)
         if self.begin_step == 0 and self.schedule == "constant":
             self._update_masks()
 
@@ -139,15 +140,14 @@ class PruningStage(Stage):
         weights = tf.cast(target.variable.value, "float32")
         if self.sparsity == 0:
             return tf.ones_like(weights)
-        rows = math.prod(target.shape[:-1])
-        flat = tf.reshape(weights, (rows, target.shape[-1]))
-        block = (rows, 1) if self.pattern == "channel" else (1, 1)
         two_of_four = (2, 4) if self.pattern == "2x4" else None
         pruning = _tfmot("sparsity.keras.pruning_impl").Pruning(
-            lambda: self.step.value, [], self._schedule(), block, "AVG", two_of_four
+            lambda: self.step.value, [], self._schedule(), (1, 1), "AVG", two_of_four
         )
-        _, mask = pruning._maybe_update_block_mask(weights if two_of_four else flat)
-        return tf.reshape(mask, target.shape)
+        if self.pattern == "channel":
+            sizes = tf.reduce_mean(tf.abs(weights), axis=list(range(len(target.shape) - 1)))
+            return tf.broadcast_to(pruning._update_mask(sizes)[1], target.shape)
+        return tf.reshape(pruning._maybe_update_block_mask(weights)[1], target.shape)
 
     def _schedule(self) -> Any:
         schedules = _tfmot("sparsity.keras.pruning_schedule")
@@ -214,6 +214,7 @@ class ClusteringStage(Stage):
 
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the shared values."""
+        _check_patterns(self.weight_patterns, targets)
         for target in targets:
             if _chosen(self.weight_patterns, target) and math.prod(target.shape) > self.clusters:
                 values = self._initial(current_value(target))
@@ -224,7 +225,6 @@ class ClusteringStage(Stage):
                     autocast=False,
                 )
                 self._centroids[target].assign(values)
-        _check_found(self.weight_patterns, self._centroids)
 
     def _initial(self, weights: tf.Tensor) -> np.ndarray:
         centroids = _tfmot("clustering.keras.clustering_centroids")
@@ -314,15 +314,16 @@ class QuantizationStage(Stage):
 
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the ranges: of weights from their values, of outputs from -6 to 6 until data is seen."""
-        self.num_updates = self.add_weight(name="num_updates", shape=(), initializer="zeros", trainable=False)
+        _check_patterns(self._patterns(), targets)
+        self.num_updates = self.add_weight(
+            name="num_updates", shape=(), initializer="zeros", trainable=False, autocast=False
+        )
         for target in targets:
             bits = select(self._patterns(), target.path)
             if bits is not None and target.kind == "kernel":
                 quantizer = _weight_quantizer(bits, target, self.block_size)
                 self._ranges[target] = _Bind(quantizer, self, f"weight_{len(self._ranges)}")
                 self._ranges[target](current_value(target), training=True)
-        if isinstance(self.bits, dict):
-            _check_found(list(self.bits), self._ranges)
         if self.activations is not None:
             for point in points:
                 if not point.fused and not _passes_through(point.operation):
@@ -629,15 +630,11 @@ def _chosen(patterns: Sequence[str] | None, target: Target) -> bool:
     return target.kind == "kernel" and matches
 
 
-def _check_found(patterns: Sequence[str] | None, found: _Bound) -> None:
-    if not len(found):
-        raise ValueError(f"No weight of the model matches. Received: {patterns if patterns is not None else 'all'}")
+def _check_patterns(patterns: Iterable[str] | None, targets: Sequence[Target]) -> None:
+    paths = [target.path for target in targets if target.kind == "kernel"]
     for pattern in patterns or ():
-        if not any(select({pattern: True}, target.path, False) for target, _ in found.items()):
-            raise ValueError(
-                f"No weight of the model matches the pattern {pattern!r}. "
-                f"Received: weights {[target.path for target, _ in found.items()]}"
-            )
+        if not any(select({pattern: True}, path, False) for path in paths):
+            raise ValueError(f"No kernel of the model matches the pattern {pattern!r}. Received: kernels {paths}")
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
