@@ -430,6 +430,48 @@ def test_demo_twice(capsys, language_model, monkeypatch, tmp_path):
     assert all(artifact.verified for artifact in report.artifacts)
 
 
+# === compress ===
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Say how"),
+        (["--quantize-aware", "8", "--budget-kb", "70"], "Received: both"),
+        (["--quantize-aware", "16"], "from 2 to 8"),
+        (["--prune", "1.5"], "in [0, 1)"),
+        (["--cluster", "1"], "`clusters`"),
+    ],
+)
+def test_compressions_that_make_no_sense(words, message, capsys, tmp_path):
+    assert message in refused(capsys, "compress", "nice", *words, "--output", tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def test_compress_needs_recorded_data(capsys, flow, tmp_path):
+    assert "recorded data set" in refused(capsys, "compress", flow, "--prune", "0.5", "--output", tmp_path / "small")
+
+
+def test_compress_shows_before_and_after(capsys, tmp_path):
+    import keras
+
+    words = ["compress", "nice", "--prune", "0.5", "--quantize-aware", "8", "--activations", "0"]
+    words += ["--steps-per-epoch", "2", "--output", tmp_path / "small"]
+    code, out, err = run(capsys, *words, "--json")
+
+    assert code == 0, err
+    rows = json.loads(out)
+    before, after = (rows[when][0] for when in ("before", "after"))
+    assert before["artifact"] == after["artifact"] == "litert/none"
+    assert before["value"] == pytest.approx(zoo.info("nice").preset().metrics["test_nats"], abs=1e-3)
+    assert after["gzip_bytes"] < before["gzip_bytes"]
+    # Half of the products, of 8 bits by 32
+    assert after["bit_operations"] == pytest.approx(before["bit_operations"] / 8, rel=0.01)
+    assert exporting.read_manifest(tmp_path / "small" / "bundle").artifacts[0].verified
+    assert keras.saving.load_model(tmp_path / "small" / "model.keras").model.name == "nice"
+    assert "--overwrite" in refused(capsys, *words)
+
+
 # === train, reproduce ===
 
 

@@ -312,6 +312,10 @@ class QuantizationStage(Stage):
     def _patterns(self) -> dict[str, int | None]:
         return self.bits if isinstance(self.bits, dict) else {"*": self.bits}
 
+    def weight_bits(self, target: Target) -> int | None:
+        """Returns the bits of a variable; None where it stays in float."""
+        return select(self._patterns(), target.path) if target.kind == "kernel" else None
+
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the ranges: of weights from their values, of outputs from -6 to 6 until data is seen."""
         _check_patterns(self._patterns(), targets)
@@ -319,8 +323,8 @@ class QuantizationStage(Stage):
             name="num_updates", shape=(), initializer="zeros", trainable=False, autocast=False
         )
         for target in targets:
-            bits = select(self._patterns(), target.path)
-            if bits is not None and target.kind == "kernel":
+            bits = self.weight_bits(target)
+            if bits is not None:
                 quantizer = _weight_quantizer(bits, target, self.block_size)
                 self._ranges[target] = _Bind(quantizer, self, f"weight_{len(self._ranges)}")
                 self._ranges[target](current_value(target), training=True)
