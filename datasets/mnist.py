@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import struct
-
 import numpy as np
 
-from zoo.datasets import source
+from zoo.datasets import idx
 from zoo.datasets.source import Source
 from zoo.datasets.specs import DatasetInfo, combined_sha256
 
 _ADDRESS = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-_UINT8 = 0x08
 
 SOURCES = {
     file: Source(file, f"{_ADDRESS}{file}.gz", sha256, size, archive_sha256)
@@ -61,38 +57,5 @@ INFO = DatasetInfo(
 
 
 def load(split: str) -> dict[str, np.ndarray]:
-    """Returns the images and labels of a split.
-
-    Raises:
-        ValueError: if a file is corrupt, or images and labels do not fit each other.
-    """
-    prefix = "t10k" if split == "test" else "train"
-    images = read_idx(source.read("mnist", SOURCES[f"{prefix}-images-idx3-ubyte"]), dimensions=3)
-    labels = read_idx(source.read("mnist", SOURCES[f"{prefix}-labels-idx1-ubyte"]), dimensions=1).astype("int32")
-    if len(images) != len(labels):
-        raise ValueError(f"Each MNIST image must have a label. Received: {len(images)} images, {len(labels)} labels")
-    first = len(images) - INFO.splits["validation"]
-    chosen = {"train": slice(0, first), "validation": slice(first, None), "test": slice(None)}[split]
-    return {"image": images[chosen], "label": labels[chosen]}
-
-
-def read_idx(data: bytes, dimensions: int) -> np.ndarray:
-    """Reads an array of unsigned bytes in the IDX format.
-
-    Args:
-        data: bytes of the file: two zero bytes, the type, the number of dimensions, the sizes, the values.
-        dimensions: int. Number of dimensions it must have.
-
-    Returns:
-        uint8 array, writable.
-
-    Raises:
-        ValueError: if the header or the length is not what it should be.
-    """
-    start = 4 + 4 * dimensions
-    if len(data) < start or data[:4] != bytes((0, 0, _UINT8, dimensions)):
-        raise ValueError(f"Expected an IDX file of {dimensions} dimensions of uint8. Received: header {data[:4]!r}")
-    shape = struct.unpack(f">{dimensions}I", data[4:start])
-    if len(data) != start + math.prod(shape):
-        raise ValueError(f"Expected {math.prod(shape):,} values of shape {shape}. Received: {len(data) - start:,}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
+    """Returns the images and labels of a split."""
+    return idx.load_split(INFO, SOURCES, split)

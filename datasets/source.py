@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Source:
         sha256: str. Hexadecimal SHA-256 of the file.
         size: int. Size of the file in bytes; nothing larger is ever unpacked.
         archive_sha256: str or None. SHA-256 of the archive; `None` where `url` is the file itself.
-        member: str or None. Name inside a zip archive; `None` for a gzip file.
+        member: str or None. Name inside a zip or a tar.gz archive; `None` for a gzip file.
     """
 
     file: str
@@ -132,13 +133,20 @@ def _fetch(path: Path, source: Source) -> None:
     if not archive.is_file():
         download(source.url, archive, source.archive_sha256, wanted=path)
     packed = _checked(archive, source.archive_sha256, f"Delete it and it is downloaded again from {source.url}.")
-    unpacked = unzip(packed, source.member, source.size) if source.member else gunzip(packed, source.size)
+    unpacked = _unpack(packed, source)
     if sha256(unpacked) != source.sha256:
         raise ValueError(
             f"The file {source.file} in {archive} must have SHA-256 {source.sha256}. Received: {sha256(unpacked)}"
         )
     with atomic_file(path) as temporary:
         temporary.write_bytes(unpacked)
+
+
+def _unpack(packed: bytes, source: Source) -> bytes:
+    if source.member is None:
+        return gunzip(packed, source.size)
+    unpack = untar if source.url.endswith(".tar.gz") else unzip
+    return unpack(packed, source.member, source.size)
 
 
 def gunzip(packed: bytes, size: int) -> bytes:
@@ -164,12 +172,25 @@ def unzip(packed: bytes, member: str, size: int) -> bytes:
             return _read_bounded(stream, size)
 
 
+def untar(packed: bytes, member: str, size: int) -> bytes:
+    """Decompresses one file of a tar.gz archive to at most `size` bytes. Nothing is written to disk.
+
+    Raises:
+        ValueError: if it is no valid archive, lacks the file, or the file holds more than `size` bytes.
+    """
+    with _refusing("tar.gz"), tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+        for entry in archive:
+            if entry.name == member and entry.isfile():
+                return _read_bounded(archive.extractfile(entry), size)
+        raise ValueError(f"The tar archive must hold the file {member!r}. Received: {archive.getnames()[:5]}")
+
+
 @contextlib.contextmanager
 def _refusing(kind: str) -> Iterator[None]:
     # Encrypted members raise RuntimeError, unknown compression methods NotImplementedError (its subclass).
     try:
         yield
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
         raise ValueError(f"Expected a valid {kind} file. Received: {error}") from error
 
 

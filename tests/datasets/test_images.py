@@ -3,11 +3,12 @@ import gzip
 import hashlib
 import io
 import struct
+import tarfile
 
 import numpy as np
 import pytest
 
-from zoo.datasets import digits, load_arrays, mnist, mnist_sample, source, specs
+from zoo.datasets import cifar10, digits, fashion_mnist, idx, load_arrays, mnist, mnist_sample, source, specs
 
 SPLITS = ("train", "validation", "test")
 DIGITS_TRAIN_SHA256 = "d00d018da07d4dd4daedebdb78b6365dbda1c8fd1acf5403351164c29fea8300"
@@ -24,7 +25,7 @@ def make_idx(array):
 def test_idx_gives_its_array(shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
-    read = mnist.read_idx(make_idx(array), len(shape))
+    read = idx.read_idx(make_idx(array), len(shape))
 
     np.testing.assert_array_equal(read, array)
     assert read.dtype == np.uint8
@@ -45,7 +46,7 @@ def test_idx_gives_its_array(shape):
 )
 def test_malformed_idx_is_refused(data, message):
     with pytest.raises(ValueError, match=message):
-        mnist.read_idx(data, 3)
+        idx.read_idx(data, 3)
 
 
 # === mnist ===
@@ -177,3 +178,113 @@ def test_other_digits_are_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="installed scikit-learn must hold digits"):
         load_arrays("digits", "train")
+
+
+# === fashion_mnist, in the form of mnist ===
+
+
+def test_fashion_mnist_has_the_files_of_mnist():
+    assert list(fashion_mnist.SOURCES) == list(mnist.SOURCES)
+    for name, each in fashion_mnist.SOURCES.items():
+        other = mnist.SOURCES[name]
+        assert each.size == other.size and each.url != other.url
+        assert each.sha256 != other.sha256 and each.archive_sha256 != other.archive_sha256
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 400), ("validation", 50), ("test", 100)])
+def test_fashion_mnist_sample_is_balanced(split, count):
+    arrays = load_arrays("fashion_mnist_sample", split)
+    assert arrays["image"].shape == (10 * count, 28, 28) and arrays["image"].dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(arrays["label"]), [count] * 10)
+
+
+# === cifar10 ===
+
+
+def records(labels, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+    return np.concatenate([np.asarray(labels, np.uint8)[:, None], pixels], 1)
+
+
+def test_records_are_planes_of_colour():
+    data = records([3, 9])
+    images, labels = cifar10.read_records(data.tobytes())
+    assert images.shape == (2, 32, 32, 3) and labels.tolist() == [3, 9] and labels.dtype == np.int32
+    row, column = 5, 7
+    for colour in range(3):
+        assert images[1, row, column, colour] == data[1, 1 + colour * 1024 + row * 32 + column]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(records([1])[:, :-1].tobytes(), "3,073 bytes. Received: 3,072"), (records([10]).tobytes(), "from 0 to 9")],
+)
+def test_malformed_records_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        cifar10.read_records(data)
+
+
+@pytest.fixture
+def small_cifar(cache, no_sockets, monkeypatch):
+    """The archive with six files of ten records each, in the cache as if it had been downloaded."""
+    folder = cache / "cifar10"
+    folder.mkdir(parents=True)
+    files = {name: records(np.arange(10), seed) for seed, name in enumerate(cifar10.SOURCES)}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = data.nbytes
+            archive.addfile(entry, io.BytesIO(data.tobytes()))
+    (folder / "cifar-10-binary.tar.gz").write_bytes(stream.getvalue())
+    sources = {
+        name: dataclasses.replace(
+            real,
+            size=files[name].nbytes,
+            sha256=source.sha256(files[name].tobytes()),
+            archive_sha256=source.sha256(stream.getvalue()),
+        )
+        for name, real in cifar10.SOURCES.items()
+    }
+    monkeypatch.setattr(cifar10, "SOURCES", sources)
+    splits = {"train": 45, "validation": 5, "test": 10}
+    monkeypatch.setattr(cifar10, "INFO", dataclasses.replace(cifar10.INFO, splits=splits))
+    return folder, files
+
+
+def test_cifar10_splits_are_the_files_in_order(small_cifar):
+    _, files = small_cifar
+    parts = [load_arrays("cifar10", split) for split in SPLITS]
+    assert [len(part["label"]) for part in parts] == [45, 5, 10]
+    joined = np.concatenate([part["image"] for part in parts])
+    expected = np.concatenate([cifar10.read_records(data.tobytes())[0] for data in files.values()])
+    np.testing.assert_array_equal(joined, expected)
+
+
+def test_a_truncated_archive_is_refused(small_cifar):
+    folder, _ = small_cifar
+    archive = folder / "cifar-10-binary.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        load_arrays("cifar10", "test")
+    assert [path.name for path in folder.iterdir()] == [archive.name]
+
+
+def test_an_archive_without_the_file_is_refused():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("other"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"must hold the file 'wanted'.*other"):
+        source.untar(stream.getvalue(), "wanted", 10)
+    with pytest.raises(ValueError, match=r"tar\.gz"):
+        source.untar(b"no archive", "wanted", 10)
+
+
+def test_a_file_larger_than_expected_is_refused():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("big")
+        entry.size = 20
+        archive.addfile(entry, io.BytesIO(bytes(20)))
+    with pytest.raises(ValueError, match="at most 10 bytes"):
+        source.untar(stream.getvalue(), "big", 10)

@@ -10,15 +10,18 @@ import zoo.datasets as datasets
 from zoo.datasets import registry
 
 EMBEDDED_TEXTS = ("austen", "pydoc_topics")
-EMBEDDED_ARRAYS = ("digits", "mnist_sample")
+EMBEDDED_ARRAYS = ("digits", "fashion_mnist_sample", "mnist_sample")
 
 
 def test_datasets_are_found_by_their_files():
     assert datasets.list_datasets() == [
         "austen",
         "austen_full",
+        "cifar10",
         "digits",
         "enwik8",
+        "fashion_mnist",
+        "fashion_mnist_sample",
         "mnist",
         "mnist_sample",
         "pydoc_topics",
