@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from zoo.export import benchmark, litert, metadata, onnx, verify
 from zoo.export.calibration import Calibration, dummy_inputs
@@ -24,6 +25,9 @@ from zoo.export.saved_model import saved_model_ops, write_saved_model
 from zoo.export.signatures import model_signatures, trace
 from zoo.export.staging import records
 from zoo.model import Signature, TaskMetric
+
+# Above this share of non-zero weights, the indices of sparse storage cost more than the zeros
+_SPARSE = 0.5
 
 
 class Graphs:
@@ -186,6 +190,12 @@ class Pipeline:
         return described
 
     @cached_property
+    def is_sparse(self) -> bool:
+        """Whether most elements of the kernels are zero."""
+        kernels = [np.asarray(v) for v in self.model.trainable_variables if len(v.shape) > 1]
+        return sum(np.count_nonzero(k) for k in kernels) < _SPARSE * sum(k.size for k in kernels)
+
+    @cached_property
     def output_shapes(self) -> dict[str, Any]:
         """The shapes of all outputs, by signature and name."""
         return {
@@ -244,7 +254,7 @@ class Pipeline:
             make = learned_litert if format == "litert" else learned_onnx
             return [Candidate(LEARNED, lambda: make(self.learned, self.calibration, self.output_shapes))]
         if format == "litert":
-            return litert_candidates(mode, graphs.litert, lambda: graphs.litert_base, self.calibration)
+            return litert_candidates(mode, graphs.litert, lambda: graphs.litert_base, self.calibration, self.is_sparse)
         return onnx_candidates(mode, self.onnx_base, self.calibration)
 
     def _attempt(self, format: str, mode: str, candidate: Candidate, directory: Path) -> ArtifactReport:

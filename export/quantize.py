@@ -3,7 +3,7 @@
 Some modes have two recipes, the second for models that the first fails. `int8` is full integer arithmetic, and, where
 that spoils the model (attention with large negative masks does), integers only in the layers that hold the weights.
 `weight_only_int8` covers all constant operands, and, where the quantizer writes a file that does not load (it does for
-some products of batches of matrices), those layers only.
+some products of batches of matrices), those layers only. Float weights that are mostly zero are stored sparsely.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from zoo.export.quiet import quiet
 BLOCK = 32
 FULL = "full integer"
 ALL = "all layers"
+SPARSE = "sparse weights"
 RESTRICTED = "weighted layers"
 _WEIGHTED_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 
@@ -45,6 +46,7 @@ def litert_candidates(
     convert: Callable[[Callable[[Any], None]], bytes],
     base: Callable[[], bytes],
     calibration: Calibration,
+    is_sparse: bool = False,
 ) -> list[Candidate]:
     """Returns the recipes of a mode, the preferred first.
 
@@ -53,6 +55,7 @@ def litert_candidates(
         convert: callable that makes a flatbuffer with a converter that the argument configures.
         base: callable that returns the float32 flatbuffer.
         calibration: `Calibration`, read by `int8` only.
+        is_sparse: bool. Whether most weights are zero, so that float weights are worth storing sparsely.
     """
 
     def converted(configure: Callable[[Any], None]) -> bytes:
@@ -62,7 +65,8 @@ def litert_candidates(
         return _requantized(base(), lambda quantizer: _add_static(quantizer, ops), calibration)
 
     if mode == "none":
-        return [Candidate("", base)]
+        dense = Candidate("", base)
+        return [Candidate(SPARSE, lambda: converted(_store_sparse)), dense] if is_sparse else [dense]
     if mode == "float16":
         return [Candidate("", lambda: converted(_store_float16))]
     if mode == "dynamic_int8":
@@ -83,6 +87,11 @@ def litert_candidates(
 def _store_float16(converter: Any) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
+
+
+def _store_sparse(converter: Any) -> None:
+    # Alone: together with the default optimisation the file does not load, or computes wrong values
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
 
 
 def _store_int8(converter: Any) -> None:

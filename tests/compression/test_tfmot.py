@@ -544,6 +544,22 @@ def test_int8_files_compute_what_training_saw(exported, format):
     assert np.abs(received - expected).max() < 4 * unit
 
 
+def test_zeros_make_the_litert_file_smaller(tmp_path):
+    def litert(model, name):
+        report = zoo.export.export_model(model, tmp_path / name, ["litert"], benchmark=False)
+        return report.artifacts[0]
+
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, layers.Dense(8)(layers.Dense(256, "relu")(inputs)))
+    dense = litert(model, "dense")
+    compressed = compression.prune(model, 0.9)
+    for name, each in {"wrapped": compressed, "plain": compression.strip(compressed)}.items():
+        sparse = litert(each, name)
+        assert sparse.variant == "sparse weights" and "DENSIFY" in sparse.ops
+        assert sparse.size < 0.3 * dense.size
+        assert sparse.max_relative_error < 1e-5
+
+
 def test_ranges_that_no_data_has_set_are_refused():
     with pytest.raises(ValueError, match="fit the model or `calibrate`"):
         compression.quantize_aware(sequential()).learned_signatures()
