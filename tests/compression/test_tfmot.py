@@ -560,6 +560,22 @@ def test_zeros_make_the_litert_file_smaller(tmp_path):
         assert sparse.max_relative_error < 1e-5
 
 
+def test_operations_that_must_keep_the_scale_of_their_input(tmp_path):
+    inputs = keras.Input((8, 8, 4))
+    x = layers.ReLU()(layers.Conv2D(4, 3, padding="same")(inputs))
+    pooled = layers.UpSampling2D()(layers.AveragePooling2D(2)(x))
+    x = layers.Concatenate()([pooled, layers.MaxPooling2D(1)(x)])
+    x = keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, 1:]
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    images = np.random.default_rng(0).normal(size=(32, 8, 8, 4)).astype("float32")
+    compressed = compression.quantize_aware(model, calibration=[images])
+    calibration = [image[None] for image in images]
+    report = zoo.export.export_model(
+        compressed, tmp_path / "b", ["litert", "onnx"], "int8", calibration, benchmark=False
+    )
+    assert [artifact.variant for artifact in report.artifacts] == ["learned ranges"] * 2
+
+
 def test_ranges_that_no_data_has_set_are_refused():
     with pytest.raises(ValueError, match="fit the model or `calibrate`"):
         compression.quantize_aware(sequential()).learned_signatures()

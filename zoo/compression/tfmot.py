@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -474,15 +475,17 @@ def _output_quantizer(bits: int, decay: Any) -> Any:
     return Quantizer(num_bits=bits, per_axis=False, symmetric=False, narrow_range=False)
 
 
+# Operations that move values about, or, in integer runtimes, must have the scale of their input
+_PASSING = (
+    "Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout", "ZeroPadding", "Cropping", "MaxPooling", "AveragePooling",
+    "GlobalMaxPooling", "MaxPool", "AveragePool", "UpSampling", "RepeatVector", "Concatenate", "Pad", "Transpose", "GetItem",
+    "Identity", "ExpandDims", "Squeeze", "Slice", "Take", "Stack", "Split",
+)  # fmt: skip
+
+
 def _passes_through(operation: keras.Operation) -> bool:
-    """Whether an operation's output has the range of its input."""
-    layers = keras.layers
-    kinds = (
-        layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.ZeroPadding2D, layers.Cropping2D,
-        layers.MaxPooling2D, layers.GlobalMaxPooling2D, layers.RepeatVector,
-    )  # fmt: skip
-    names = ("Reshape", "Transpose", "GetItem", "Identity", "ExpandDims", "Squeeze", "Flatten")
-    return isinstance(operation, kinds) or type(operation).__name__ in names
+    """Whether an operation's output has no range of its own."""
+    return re.sub(r"[123]D$", "", type(operation).__name__) in _PASSING
 
 
 # === Functions ===
