@@ -1,4 +1,7 @@
-"""CIFAR-10: 60,000 colour photographs of 32 x 32 pixels in ten classes."""
+"""CIFAR-10: 60,000 colour photographs of 32 x 32 pixels in ten classes.
+
+Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ INFO = DatasetInfo(
         "Validation is the last 5,000 of the original 50,000 training examples, test is the original test set. A 170 MB "
         "download."
     ),
-    licence="none stated (Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009)",
+    licence="No licence stated (Alex Krizhevsky)",
     source="https://www.cs.toronto.edu/~kriz/cifar.html",
     features={"image": "uint8 (32, 32, 3), 0..255", "label": "int32 (), 0..9"},
     splits={"train": 45000, "validation": 5000, "test": 10000},

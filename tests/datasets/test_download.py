@@ -1,4 +1,6 @@
 import gzip
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,25 @@ def test_gzip_download_is_verified_and_unpacked(server):
 
     assert source.read("toy", make_source(server, "file.bin.gz", archive_sha256=source.sha256(packed))) == CONTENT
     assert names() == ["file.bin", "file.bin.gz"]
+
+
+def test_archive_of_several_files_is_downloaded_once(server):
+    contents = {"a.bin": CONTENT, "b.bin": CONTENT[::-1]}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, data in contents.items():
+            entry = tarfile.TarInfo(f"folder/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    packed = server.files["/both.tar.gz"] = stream.getvalue()
+
+    for name, data in contents.items():
+        hashes = {"sha256": source.sha256(data), "archive_sha256": source.sha256(packed)}
+        wanted = Source(name, f"{server.url}/both.tar.gz", size=len(data), member=f"folder/{name}", **hashes)
+        assert source.read("toy", wanted) == data
+
+    assert server.requests == [("/both.tar.gz", None)]
+    assert names() == ["a.bin", "b.bin", "both.tar.gz"]
 
 
 @pytest.mark.parametrize("archived", [False, True])

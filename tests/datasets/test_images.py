@@ -8,7 +8,18 @@ import tarfile
 import numpy as np
 import pytest
 
-from zoo.datasets import cifar10, digits, fashion_mnist, idx, load_arrays, mnist, mnist_sample, source, specs
+from zoo.datasets import (
+    cifar10,
+    digits,
+    fashion_mnist,
+    fashion_mnist_sample,
+    idx,
+    load_arrays,
+    mnist,
+    mnist_sample,
+    source,
+    specs,
+)
 
 SPLITS = ("train", "validation", "test")
 DIGITS_TRAIN_SHA256 = "d00d018da07d4dd4daedebdb78b6365dbda1c8fd1acf5403351164c29fea8300"
@@ -16,6 +27,13 @@ DIGITS_TRAIN_SHA256 = "d00d018da07d4dd4daedebdb78b6365dbda1c8fd1acf5403351164c29
 
 def make_idx(array):
     return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def needs_cached(module):
+    """Skips a check of the full data unless the cache holds it: tests never download."""
+    folder = source.cache_dir() / module.INFO.name
+    missing = [file for file in module.SOURCES if not (folder / file).is_file()]
+    return pytest.mark.skipif(bool(missing), reason=f"the cache lacks {', '.join(missing)} of {module.INFO.name}")
 
 
 # === The IDX format ===
@@ -49,59 +67,99 @@ def test_malformed_idx_is_refused(data, message):
         idx.read_idx(data, 3)
 
 
-# === mnist ===
+# === mnist and fashion_mnist ===
 
 
-@pytest.fixture
-def small_mnist(cache, no_sockets, monkeypatch):
+@pytest.fixture(params=[mnist, fashion_mnist], ids=lambda module: module.INFO.name)
+def small_idx(request, cache, no_sockets, monkeypatch):
+    """A loader of IDX files, with small files in the cache as if they had been downloaded, and their arrays."""
+    module = request.param
+    folder = cache / module.INFO.name
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     arrays, sources = {}, {}
-    (cache / "mnist").mkdir(parents=True)
-    for name, real in mnist.SOURCES.items():
+    for name, real in module.SOURCES.items():
         count = 30 if name.startswith("train") else 10
         high, shape = (256, (count, 28, 28)) if "images" in name else (10, (count,))
         arrays[name] = rng.integers(0, high, shape, dtype=np.uint8)
         data = make_idx(arrays[name])
         packed = gzip.compress(data)
-        (cache / "mnist" / f"{name}.gz").write_bytes(packed)
+        (folder / f"{name}.gz").write_bytes(packed)
         hashes = {"sha256": source.sha256(data), "archive_sha256": source.sha256(packed)}
         sources[name] = dataclasses.replace(real, size=len(data), **hashes)
-    monkeypatch.setattr(mnist, "SOURCES", sources)
+    monkeypatch.setattr(module, "SOURCES", sources)
     splits = {"train": 20, "validation": 10, "test": 10}
-    monkeypatch.setattr(mnist, "INFO", dataclasses.replace(mnist.INFO, splits=splits))
-    return arrays
+    monkeypatch.setattr(module, "INFO", dataclasses.replace(module.INFO, splits=splits))
+    return module, folder, arrays
 
 
-def test_mnist_splits_are_the_files(small_mnist):
-    train, validation, test = (load_arrays("mnist", split) for split in SPLITS)
+def test_idx_splits_are_the_files(small_idx):
+    module, _, arrays = small_idx
+    train, validation, test = (load_arrays(module.INFO.name, split) for split in SPLITS)
 
     assert [len(part["label"]) for part in (train, validation, test)] == [20, 10, 10]
     joined = np.concatenate([train["image"], validation["image"]])
-    np.testing.assert_array_equal(joined, small_mnist["train-images-idx3-ubyte"])
+    np.testing.assert_array_equal(joined, arrays["train-images-idx3-ubyte"])
     labels = np.concatenate([train["label"], validation["label"]])
-    np.testing.assert_array_equal(labels, small_mnist["train-labels-idx1-ubyte"])
-    np.testing.assert_array_equal(test["image"], small_mnist["t10k-images-idx3-ubyte"])
+    np.testing.assert_array_equal(labels, arrays["train-labels-idx1-ubyte"])
+    np.testing.assert_array_equal(test["image"], arrays["t10k-images-idx3-ubyte"])
     assert test["label"].dtype == np.int32
 
 
-def test_truncated_mnist_is_refused(small_mnist, cache):
-    load_arrays("mnist", "test")
-    path = cache / "mnist" / "t10k-images-idx3-ubyte"
+def test_a_truncated_idx_file_is_refused(small_idx):
+    module, folder, _ = small_idx
+    load_arrays(module.INFO.name, "test")
+    path = folder / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
 
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is truncated or corrupt"):
-        load_arrays("mnist", "test")
+        load_arrays(module.INFO.name, "test")
 
 
-def test_images_without_labels_are_refused(small_mnist, cache, monkeypatch):
+def test_images_without_labels_are_refused(small_idx, monkeypatch):
+    module, folder, _ = small_idx
     data = make_idx(np.zeros(9, np.uint8))
     name = "t10k-labels-idx1-ubyte"
-    (cache / "mnist" / name).write_bytes(data)
-    changed = dataclasses.replace(mnist.SOURCES[name], sha256=source.sha256(data))
-    monkeypatch.setitem(mnist.SOURCES, name, changed)
+    (folder / name).write_bytes(data)
+    changed = dataclasses.replace(module.SOURCES[name], sha256=source.sha256(data))
+    monkeypatch.setitem(module.SOURCES, name, changed)
 
     with pytest.raises(ValueError, match="10 images, 9 labels"):
-        load_arrays("mnist", "test")
+        load_arrays(module.INFO.name, "test")
+
+
+def test_fashion_mnist_has_the_files_of_mnist():
+    assert list(fashion_mnist.SOURCES) == list(mnist.SOURCES)
+    for name, each in fashion_mnist.SOURCES.items():
+        other = mnist.SOURCES[name]
+        assert each.size == other.size and each.url != other.url
+        assert each.sha256 != other.sha256 and each.archive_sha256 != other.archive_sha256
+
+
+# First labels and counts of the classes in the test set, as published with the data.
+@pytest.mark.parametrize(
+    ("name", "first", "counts"),
+    [
+        pytest.param(
+            "mnist",
+            {"train": [5, 0, 4, 1, 9, 2], "test": [7, 2, 1, 0, 4, 1]},
+            [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+            marks=needs_cached(mnist),
+        ),
+        pytest.param(
+            "fashion_mnist",
+            {"train": [9, 0, 0, 3, 0, 2], "test": [9, 2, 1, 1, 6, 1]},
+            [1000] * 10,
+            marks=needs_cached(fashion_mnist),
+        ),
+    ],
+)
+def test_full_idx_data_is_the_original(name, first, counts, no_sockets):
+    for split, labels in first.items():
+        arrays = load_arrays(name, split)
+        assert arrays["image"].shape == ({"train": 50000, "test": 10000}[split], 28, 28)
+        assert arrays["label"][:6].tolist() == labels
+    assert np.bincount(arrays["label"]).tolist() == counts
 
 
 def test_combined_hash_is_that_of_a_checksum_list():
@@ -110,29 +168,56 @@ def test_combined_hash_is_that_of_a_checksum_list():
     assert specs.combined_sha256({"b": "2" * 64, "a": "1" * 64}) == hashlib.sha256(listing).hexdigest()
 
 
-# === mnist_sample ===
+# === mnist_sample and fashion_mnist_sample ===
+
+SAMPLES = {
+    "mnist_sample": {"train": 500, "validation": 100, "test": 200},
+    "fashion_mnist_sample": {"train": 400, "validation": 50, "test": 100},
+}
 
 
-def test_mnist_sample_is_balanced():
-    for split, count in (("train", 500), ("validation", 100), ("test", 200)):
-        arrays = load_arrays("mnist_sample", split)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_is_balanced(name):
+    for split, count in SAMPLES[name].items():
+        arrays = load_arrays(name, split)
         assert arrays["image"].shape == (10 * count, 28, 28)
-        assert arrays["image"].dtype == np.uint8
+        assert (arrays["image"].dtype, arrays["label"].dtype) == (np.uint8, np.int32)
         assert np.bincount(arrays["label"]).tolist() == [count] * 10
 
 
-def test_mnist_sample_shares_no_image_between_splits():
-    images = [{image.tobytes() for image in load_arrays("mnist_sample", split)["image"]} for split in SPLITS]
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_shares_no_image_between_splits(name):
+    images = [{image.tobytes() for image in load_arrays(name, split)["image"]} for split in SPLITS]
 
-    assert [len(part) for part in images] == [5000, 1000, 2000]
-    assert len(set.union(*images)) == 8000
+    assert [len(part) for part in images] == [10 * count for count in SAMPLES[name].values()]
+    assert len(set.union(*images)) == sum(len(part) for part in images)
 
 
-def test_mnist_sample_file_is_small_checked_and_licensed(monkeypatch):
-    path = source.EMBEDDED / "mnist_sample" / mnist_sample.FILE
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == mnist_sample.INFO.sha256
-    assert path.stat().st_size < 1_500_000
-    assert "ShareAlike 3.0" in (path.parent / "LICENSE.md").read_text()
+@pytest.mark.parametrize(
+    ("module", "limit", "licence"),
+    [(mnist_sample, 1_500_000, "ShareAlike 3.0"), (fashion_mnist_sample, 2_500_000, "Zalando SE")],
+    ids=SAMPLES,
+)
+def test_sample_file_is_small_checked_and_licensed(module, limit, licence):
+    path = source.EMBEDDED / module.INFO.name / module.FILE
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == module.INFO.sha256
+    assert path.stat().st_size < limit
+    assert licence in (path.parent / "LICENSE.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("full", "sample"),
+    [
+        pytest.param("mnist", "mnist_sample", marks=needs_cached(mnist)),
+        pytest.param("fashion_mnist", "fashion_mnist_sample", marks=needs_cached(fashion_mnist)),
+    ],
+)
+def test_sample_is_the_first_of_each_class(full, sample, no_sockets):
+    for split, count in SAMPLES[sample].items():
+        original, arrays = load_arrays(full, split), load_arrays(sample, split)
+        for label in range(10):
+            expected = original["image"][original["label"] == label][:count]
+            np.testing.assert_array_equal(arrays["image"][arrays["label"] == label], expected)
 
 
 def test_pickled_arrays_are_refused(tmp_path, monkeypatch):
@@ -178,24 +263,6 @@ def test_other_digits_are_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="installed scikit-learn must hold digits"):
         load_arrays("digits", "train")
-
-
-# === fashion_mnist, in the form of mnist ===
-
-
-def test_fashion_mnist_has_the_files_of_mnist():
-    assert list(fashion_mnist.SOURCES) == list(mnist.SOURCES)
-    for name, each in fashion_mnist.SOURCES.items():
-        other = mnist.SOURCES[name]
-        assert each.size == other.size and each.url != other.url
-        assert each.sha256 != other.sha256 and each.archive_sha256 != other.archive_sha256
-
-
-@pytest.mark.parametrize(("split", "count"), [("train", 400), ("validation", 50), ("test", 100)])
-def test_fashion_mnist_sample_is_balanced(split, count):
-    arrays = load_arrays("fashion_mnist_sample", split)
-    assert arrays["image"].shape == (10 * count, 28, 28) and arrays["image"].dtype == np.uint8
-    np.testing.assert_array_equal(np.bincount(arrays["label"]), [count] * 10)
 
 
 # === cifar10 ===
@@ -270,21 +337,33 @@ def test_a_truncated_archive_is_refused(small_cifar):
     assert [path.name for path in folder.iterdir()] == [archive.name]
 
 
-def test_an_archive_without_the_file_is_refused():
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("other"), io.BytesIO())
-    with pytest.raises(ValueError, match=r"must hold the file 'wanted'.*other"):
-        source.untar(stream.getvalue(), "wanted", 10)
-    with pytest.raises(ValueError, match=r"tar\.gz"):
-        source.untar(b"no archive", "wanted", 10)
+def test_an_archive_with_another_file_is_refused(small_cifar, monkeypatch):
+    folder, _ = small_cifar
+    name = "data_batch_3.bin"
+    changed = dataclasses.replace(cifar10.SOURCES[name], sha256="0" * 64)
+    monkeypatch.setitem(cifar10.SOURCES, name, changed)
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin in .* must have SHA-256 0000"):
+        load_arrays("cifar10", "train")
+    assert not (folder / name).exists()
 
 
-def test_a_file_larger_than_expected_is_refused():
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        entry = tarfile.TarInfo("big")
-        entry.size = 20
-        archive.addfile(entry, io.BytesIO(bytes(20)))
-    with pytest.raises(ValueError, match="at most 10 bytes"):
-        source.untar(stream.getvalue(), "big", 10)
+def test_a_truncated_file_of_records_is_refused(small_cifar):
+    folder, files = small_cifar
+    load_arrays("cifar10", "test")
+    (folder / "test_batch.bin").write_bytes(files["test_batch.bin"].tobytes()[:-1])
+    with pytest.raises(ValueError, match=r"test_batch\.bin is truncated or corrupt"):
+        load_arrays("cifar10", "test")
+
+
+@needs_cached(cifar10)
+def test_full_cifar10_is_the_original(no_sockets):
+    train, validation, test = (load_arrays("cifar10", split) for split in SPLITS)
+
+    assert [len(part["image"]) for part in (train, validation, test)] == [45000, 5000, 10000]
+    assert train["label"][:6].tolist() == [6, 9, 9, 4, 1, 1]
+    assert test["label"][:6].tolist() == [3, 8, 8, 0, 6, 6]
+    assert np.bincount(np.concatenate([train["label"], validation["label"]])).tolist() == [5000] * 10
+    assert np.bincount(test["label"]).tolist() == [1000] * 10
+    # The mean red, green and blue that every recipe for CIFAR-10 subtracts.
+    sums = sum(part["image"].sum((0, 1, 2), dtype=np.int64) for part in (train, validation))
+    np.testing.assert_allclose(sums / (50000 * 32 * 32), [125.307, 122.950, 113.865], atol=5e-4)

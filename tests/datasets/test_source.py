@@ -1,6 +1,7 @@
 import gzip
 import io
 import pathlib
+import tarfile
 import zipfile
 
 import pytest
@@ -16,6 +17,16 @@ def make_zip(**members):
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def make_tar(kind=tarfile.REGTYPE, **members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, len(data)
+            archive.addfile(entry, io.BytesIO(data))
     return stream.getvalue()
 
 
@@ -104,7 +115,11 @@ def test_cache_directory_that_is_a_file_is_one_clear_error(tmp_path, monkeypatch
 
 
 def test_cached_archives_are_unpacked_without_network(cache, no_sockets):
-    for packed, name, member in ((gzip.compress(CONTENT), "a.gz", None), (make_zip(inside=CONTENT), "b.zip", "inside")):
+    for packed, name, member in (
+        (gzip.compress(CONTENT), "a.gz", None),
+        (make_zip(inside=CONTENT), "b.zip", "inside"),
+        (make_tar(before=b"other", inside=CONTENT), "c.tar.gz", "inside"),
+    ):
         put(cache, name, packed)
         wanted = make_source(f"http://example.invalid/{name}", packed, member=member)
 
@@ -159,6 +174,28 @@ def test_bad_zip_files_are_refused_and_leave_nothing(cache, no_sockets, packed, 
     assert names(cache) == ["b.zip"]
 
 
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (make_tar(inside=CONTENT)[:100], r"valid tar\.gz"),
+        (gzip.compress(gzip.decompress(make_tar(inside=CONTENT))[:6000]), r"valid tar\.gz"),
+        (b"not an archive", r"valid tar\.gz"),
+        (make_zip(inside=CONTENT), r"valid tar\.gz"),
+        (make_tar(other=CONTENT), r"must hold the file 'inside'.*'other'"),
+        (make_tar(tarfile.DIRTYPE, inside=b""), "must hold the file 'inside'"),
+        (make_tar(tarfile.SYMTYPE, inside=b""), "must hold the file 'inside'"),
+        (make_tar(inside=bytes(50_000_000)), "at most 10,240 bytes"),
+        (make_tar(inside=CONTENT[::-1]), "must have SHA-256"),
+    ],
+)
+def test_bad_tar_files_are_refused_and_leave_nothing(cache, no_sockets, packed, message):
+    put(cache, "c.tar.gz", packed)
+
+    with pytest.raises(ValueError, match=message):
+        source.read("toy", make_source("http://example.invalid/c.tar.gz", packed, member="inside"))
+    assert names(cache) == ["c.tar.gz"]
+
+
 def test_zip_bomb_is_not_unpacked_past_the_limit(monkeypatch):
     asked = []
     original = zipfile.ZipExtFile.read
@@ -177,12 +214,13 @@ def test_damaged_zip_member_is_refused():
         source.unzip(bytes(packed), "inside", len(CONTENT))
 
 
-def test_members_with_hostile_names_are_not_written(cache, no_sockets):
-    packed = make_zip(**{"../../evil": b"x", "/absolute/evil": b"x", "inside": CONTENT})
-    put(cache, "b.zip", packed)
+@pytest.mark.parametrize(("make", "name"), [(make_zip, "b.zip"), (make_tar, "c.tar.gz")])
+def test_members_with_hostile_names_are_not_written(cache, no_sockets, make, name):
+    packed = make(**{"../../evil": b"x", "/absolute/evil": b"x", "inside": CONTENT})
+    put(cache, name, packed)
 
-    assert source.read("toy", make_source("http://example.invalid/b.zip", packed, member="inside")) == CONTENT
-    assert names(cache.parent) == ["b.zip", "file.bin"]
+    assert source.read("toy", make_source(f"http://example.invalid/{name}", packed, member="inside")) == CONTENT
+    assert names(cache.parent) == [name, "file.bin"]
 
 
 # === The package's own files ===
