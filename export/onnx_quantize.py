@@ -51,8 +51,15 @@ def onnx_candidates(mode: str, models: Models, calibration: Calibration) -> list
     if mode == "weight_only_int8":
         return [recipe(lambda name, model: _convolutions_int8(_matrices(model, 8)))]
     if mode == "int4":
-        return [recipe(lambda name, model: _matrices(model, 4))]
+        return [Candidate("", lambda: _four_bits(models))]
     return [recipe(static(None), FULL), recipe(static(_WEIGHTED_OPS), RESTRICTED)]
+
+
+def _four_bits(models: Models) -> dict[str, onnx.ModelProto]:
+    """Four bits in matrix products; convolutions, which there is no such kernel for, take eight."""
+    if not any(node.op_type in ("MatMul", "Gemm") for model in models.values() for node in model.graph.node):
+        raise ExportError("int4 needs a product with a constant matrix; nothing in the graphs could be compressed so.")
+    return _compressed(models, lambda name, model: _convolutions_int8(_matrices(model, 4)), must_shrink=True)
 
 
 def _compressed(models: Models, change: Change, must_shrink: bool) -> dict[str, onnx.ModelProto]:
@@ -136,10 +143,44 @@ def _matrices(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     with _unchanged_logging():
         from onnxruntime.quantization import matmul_nbits_quantizer
     _split_gemm(model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     config = matmul_nbits_quantizer.DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
     quantizer = matmul_nbits_quantizer.MatMulNBitsQuantizer(model, algo_config=config)
     quantizer.process()
-    return quantizer.model.model
+    result = quantizer.model.model
+    if bits == 4:
+        _keep_trained_grids(result.graph, weights)
+    return result
+
+
+def _keep_trained_grids(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Encodes weights that lie on the grid of quantisation-aware training, from -7 to 7, exactly.
+
+    ONNX Runtime's own quantizer reaches down to -8, which suits other weights better but would move these.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        source = node.input[1].removesuffix("_Q4") if node.op_type == "MatMulNBits" else None
+        encoded = _blocks(weights[source].reshape(weights[source].shape[-2:])) if source in weights else None
+        if encoded is not None:
+            for name, array in zip(node.input[1:3], encoded, strict=True):
+                tensors[name].CopyFrom(numpy_helper.from_array(array.reshape(tensors[name].dims), name))
+
+
+def _blocks(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the 4-bit codes, two per byte, and the scales of a factor `(depth, outputs)`, as `MatMulNBits` has them.
+
+    None where the weights do not lie on the grid.
+    """
+    depth, outputs = weights.shape
+    padded = np.pad(weights, ((0, -depth % BLOCK), (0, 0))).T.reshape(outputs, -1, BLOCK)
+    scales = np.abs(padded).max(-1, keepdims=True) / 7
+    scales = np.where(scales > 0, scales, 1).astype(weights.dtype)
+    codes = padded / scales
+    if np.abs(codes - np.round(codes)).max() > 1e-2:
+        return None
+    codes = (np.round(codes) + 8).astype(np.uint8)
+    return codes[..., ::2] | codes[..., 1::2] << 4, scales
 
 
 def _split_gemm(model: onnx.ModelProto) -> None:

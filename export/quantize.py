@@ -123,6 +123,8 @@ def _add_int4(quantizer: Any, content: bytes) -> None:
         )
     granularity = qtyping.QuantGranularity.BLOCKWISE_32
     quantizer.add_dynamic_config(".*", qtyping.TFLOperationName.FULLY_CONNECTED, 4, granularity)
+    # Four bits are wrong or slow in convolutions; left alone, they would outweigh everything else
+    quantizer.add_dynamic_config(".*", qtyping.TFLOperationName.CONV_2D, 8)
     for output, depth in layers.items():
         if depth % BLOCK:
             quantizer.update_quantization_recipe(re.escape(output), "FULLY_CONNECTED", algorithm_key="no_quantize")
