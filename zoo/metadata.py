@@ -116,7 +116,8 @@ class Metadata:
         weights_sha256: str. Hash of `model.weights.h5`.
         files: dict from the name of every other file (`config.json`, assets) to its SHA-256.
         metrics: dict from a metric's name with its split, such as `"test_bits_per_character"`, to its value.
-        dataset: dict. Data it was trained on: name, split, sha256, options.
+        dataset: dict. Data it was trained on: name, split, sha256, options; `evaluated_on` where its metrics are of
+            another data set, whose held-out splits are a part of this one's.
         training: dict. How it was trained: command, seed, steps.
         export: dict. Recorded results of quantised exports.
         versions: dict from package name to version.
@@ -169,6 +170,11 @@ class Metadata:
             datetime.date.fromisoformat(self.created)
         except ValueError as error:
             raise ValueError(f"`created` must be an ISO date. Received: created={self.created!r}") from error
+
+    @property
+    def evaluation_dataset(self) -> str:
+        """Name of the data set that the metrics are of: the one it was trained on, or an embedded part of that."""
+        return self.dataset.get("evaluated_on", self.dataset["name"])
 
     @property
     def maximum_weights(self) -> int:

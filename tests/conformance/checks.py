@@ -94,7 +94,7 @@ def check_config(subject: Subject) -> None:
     missing = sorted(set(constructor_arguments(type(model))) - set(config))
     assert not missing, f"get_config lacks constructor arguments: {missing}"
     stored = json.loads(write_config(model))["config"]
-    given = {**subject.preset.config, **subject.recipe.overrides(subject.recipe.dataset)}
+    given = {**subject.preset.config, **subject.recipe.overrides(subject.dataset)}
     wrong = {name: stored[name] for name, value in given.items() if stored[name] != _as_json(value)}
     assert not wrong, f"get_config returns other values than the constructor was given: {wrong}"
     again = type(model).from_config(config)

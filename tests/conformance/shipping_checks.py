@@ -61,7 +61,7 @@ def _check_has(field: str, record: dict, names: Iterable[str]) -> None:
 def check_metric(subject: Subject) -> None:
     """Evaluating the shipped weights on the test split gives the recorded metrics."""
     metadata = subject.model.metadata
-    measured = subject.recipe.evaluate(subject.model, metadata.dataset["name"], "test")
+    measured = subject.recipe.evaluate(subject.model, metadata.evaluation_dataset, "test")
     recorded = {name: value for name, value in metadata.metrics.items() if name.startswith("test_")}
     missing = {f"test_{name}" for name in measured} ^ set(recorded)
     assert recorded and not missing, f"Measured and recorded metrics are not the same ones: {sorted(missing)}"

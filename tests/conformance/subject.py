@@ -58,14 +58,19 @@ class Subject:
         """Returns a method of the catalog."""
         return cls(zoo.info(name), find_recipe(name, preset), work, preset)
 
+    @property
+    def dataset(self) -> str:
+        """The data set of the recipe, or the embedded part of it: tests never download."""
+        return self.recipe.evaluation_dataset or self.recipe.dataset
+
     # === Models ===
 
     def build(self, **arguments: Any) -> ZooModel:
         """Returns a new model as a training begins with it; the same weights each time."""
         keras.utils.set_random_seed(SEED)
-        arguments = {**self.recipe.overrides(self.recipe.dataset), **arguments}
+        arguments = {**self.recipe.overrides(self.dataset), **arguments}
         model = checkpoints.build(self.method, self.preset, arguments)
-        self.recipe.prepare(model, self.recipe.dataset)
+        self.recipe.prepare(model, self.dataset)
         return model
 
     @cached_property
@@ -102,7 +107,7 @@ class Subject:
         return Training(np.array(history.history["loss"]), snapshot.weights)
 
     def _one_batch(self, model: ZooModel) -> tf.data.Dataset:
-        batch = next(iter(self.recipe.data(model, self.recipe.dataset, SEED).train))
+        batch = next(iter(self.recipe.data(model, self.dataset, SEED).train))
         return tf.data.Dataset.from_tensors(keras.tree.map_structure(lambda tensor: tensor[:ROWS], batch)).repeat()
 
     @cached_property

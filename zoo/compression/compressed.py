@@ -118,6 +118,10 @@ class Stage(keras.layers.Layer):
         """Returns a term of the training loss, or None."""
         return None
 
+    def deployment(self) -> contextlib.AbstractContextManager | None:
+        """Returns the context of every exported graph, where `observe` belongs into all of them; else None."""
+        return None
+
 
 @keras.saving.register_keras_serializable(package="zoo")
 class CompressedModel(ZooModel):
@@ -134,7 +138,7 @@ class CompressedModel(ZooModel):
     """
 
     def __init__(self, model: keras.Model, stages: Sequence[Stage], **kwargs: Any) -> None:
-        _check_model(model)
+        check_model(model)
         super().__init__(**{"name": f"compressed_{model.name}", **kwargs})
         self.model = model
         self.stages = list(stages)
@@ -221,7 +225,7 @@ class CompressedModel(ZooModel):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the penalties of the stages to the loss, which a wrapped model may define."""
-        if _overrides(self.model, "compute_loss"):
+        if overrides(self.model, "compute_loss"):
             loss = self.model.compute_loss(*args, **kwargs)
             loss = loss + sum(self.losses)
         else:
@@ -254,20 +258,40 @@ class CompressedModel(ZooModel):
         )
 
     def signatures(self) -> dict[str, Signature]:
-        """Returns the wrapped model's signatures with the final weights and float activations."""
-        return self._signatures(contextlib.nullcontext)
+        """Returns the wrapped model's signatures with the final weights; activations in float where stages allow it."""
+        return self._signatures(self._deployed)
 
     def learned_signatures(self) -> dict[str, Signature] | None:
-        """Returns the signatures with activations rounded as in training; None where no stage rounds any."""
+        """Returns the signatures with activations rounded as in training; None where they differ from `signatures` in
+        nothing, since no stage rounds any, or all graphs do.
+        """
+        if any(stage.deployment() is not None for stage in self.stages):
+            return None
         if not any(stage.observes(point) for stage in self.stages for point in self.points):
             return None
         for stage in self.stages:
             stage.check_calibrated()
         return self._signatures(lambda: _observing(self, training=False))
 
+    @contextlib.contextmanager
+    def _deployed(self) -> Iterator[None]:
+        contexts = [each for each in (stage.deployment() for stage in self.stages) if each is not None]
+        with contextlib.ExitStack() as stack:
+            for each in contexts:
+                stack.enter_context(each)
+            if contexts:
+                stack.enter_context(_observing(self, training=False))
+            yield
+
     def _signatures(self, context: Callable[[], contextlib.AbstractContextManager]) -> dict[str, Signature]:
         from zoo.export.signatures import model_signatures
 
+        return self._compressed(model_signatures(self.model), context)
+
+    def _compressed(
+        self, signatures: Mapping[str, Signature], context: Callable[[], contextlib.AbstractContextManager]
+    ) -> dict[str, Signature]:
+        """Returns signatures of the wrapped model with the final weights, run in a context."""
         # Variables, since a constant would be stored once per signature
         final = [(t.variable, tf.Variable(self.transformed(t), trainable=False)) for t in self.transformed_targets]
 
@@ -281,7 +305,7 @@ class CompressedModel(ZooModel):
 
         return {
             name: dataclasses.replace(signature, function=compressed(signature.function))
-            for name, signature in model_signatures(self.model).items()
+            for name, signature in signatures.items()
         }
 
     def task_metric(self) -> TaskMetric | None:
@@ -376,6 +400,43 @@ def current_value(target: Target) -> tf.Tensor:
     return tf.convert_to_tensor(target.variable.value) if value is None else value
 
 
+class Bound:
+    """Maps targets or points to state, by identity. No dict, which Keras would track, and cannot with such keys."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[Any, Any]] = {}
+
+    def __setitem__(self, key: Target | Point, value: Any) -> None:
+        self._entries[_identity(key)] = (key, value)
+
+    def __getitem__(self, key: Target | Point) -> Any:
+        return self._entries[_identity(key)][1]
+
+    def __contains__(self, key: Target | Point) -> bool:
+        return _identity(key) in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Returns all keys with their state."""
+        return list(self._entries.values())
+
+
+def _identity(key: Target | Point) -> int:
+    return id(key.variable if isinstance(key, Target) else key.operation)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuses what is no choice.
+
+    Raises:
+        ValueError: naming the argument, the choices and what was received.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")
+
+
 # === What of a model can be compressed ===
 
 
@@ -404,6 +465,11 @@ def _kind(variable: keras.Variable) -> str:
     if not any(word in variable.name for word in _NO_KERNELS) and sum(size > 1 for size in variable.shape) >= 2:
         return "kernel"
     return "bias" if variable.name.endswith("bias") else "other"
+
+
+def is_weight(target: Target) -> bool:
+    """Whether a variable is a kernel or a bias, unlike the scales of a normalisation and the slopes of activations."""
+    return target.kind in ("kernel", "bias") or target.variable.name.endswith("kernel")
 
 
 def channel_axes(layer: keras.layers.Layer, variable: keras.Variable) -> tuple[int, ...]:
@@ -474,21 +540,27 @@ def _fuses(operation: Any, following: Any) -> bool:
     return is_relu and (sums or isinstance(operation, layers.BatchNormalization))
 
 
-def _check_model(model: keras.Model) -> None:
+def check_model(model: keras.Model) -> None:
+    """Refuses what cannot be compressed.
+
+    Raises:
+        ValueError: see `CompressedModel`.
+    """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}")
     if isinstance(model, CompressedModel):
         raise ValueError("`model` is compressed already: strip it first. Received: a CompressedModel")
     if not model.built:
         raise ValueError(f"`model` has no weights yet: call it once on data. Received: {model.name!r}")
-    if _overrides(model, "train_step"):
+    if overrides(model, "train_step"):
         raise ValueError(
             f"`model` trains by a `train_step` of its own, which would pass the compression by; move its loss to `call` "
             f"(`add_loss`) or `compute_loss`. Received: {type(model).__name__}"
         )
 
 
-def _overrides(model: keras.Model, method: str) -> bool:
+def overrides(model: keras.Model, method: str) -> bool:
+    """Whether a model's class has a method of its own in place of Keras's."""
     return getattr(type(model), method) is not getattr(keras.Model, method)
 
 

@@ -18,7 +18,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from zoo.compression.compressed import CompressedModel, Point, Stage, Target, current_value, select, with_stage
+from zoo.compression.compressed import (
+    Bound,
+    CompressedModel,
+    Point,
+    Stage,
+    Target,
+    check_choice,
+    current_value,
+    select,
+    with_stage,
+)
 
 PATTERNS = ("unstructured", "2x4", "channel")
 SCHEDULES = ("constant", "polynomial")
@@ -82,8 +92,8 @@ class PruningStage(Stage):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_choice("schedule", schedule, SCHEDULES)
-        _check_choice("pattern", pattern, PATTERNS)
+        check_choice("schedule", schedule, SCHEDULES)
+        check_choice("pattern", pattern, PATTERNS)
         if not 0 <= sparsity < 1:
             raise ValueError(f"`sparsity` must be in [0, 1). Received: sparsity={sparsity!r}")
         if pattern == "2x4" and sparsity != 0.5:
@@ -98,7 +108,7 @@ class PruningStage(Stage):
         self.sparsity, self.schedule, self.pattern = sparsity, schedule, pattern
         self.begin_step, self.end_step, self.frequency = begin_step, end_step, frequency
         self.weight_patterns = None if weights is None else list(weights)
-        self._masks = _Bound()
+        self._masks = Bound()
 
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the masks; a constant schedule from step 0 applies at once."""
@@ -206,12 +216,12 @@ class ClusteringStage(Stage):
         self, clusters: int, initialization: str = "kmeans++", weights: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        _check_choice("initialization", initialization, INITIALIZATIONS)
+        check_choice("initialization", initialization, INITIALIZATIONS)
         if isinstance(clusters, bool) or not isinstance(clusters, int) or clusters < 2:
             raise ValueError(f"`clusters` must be an integer of 2 or more. Received: clusters={clusters!r}")
         self.clusters, self.initialization = clusters, initialization
         self.weight_patterns = None if weights is None else list(weights)
-        self._centroids = _Bound()
+        self._centroids = Bound()
 
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the shared values."""
@@ -307,8 +317,8 @@ class QuantizationStage(Stage):
         if block_size is not None and block_size < 2:
             raise ValueError(f"`block_size` must be 2 or more. Received: block_size={block_size!r}")
         self.activations, self.block_size, self.decay = activations, block_size, decay
-        self._ranges = _Bound()
-        self._output_ranges = _Bound()
+        self._ranges = Bound()
+        self._output_ranges = Bound()
 
     def _patterns(self) -> dict[str, int | None]:
         return self.bits if isinstance(self.bits, dict) else {"*": self.bits}
@@ -605,33 +615,6 @@ def cluster(
 # === Helpers ===
 
 
-class _Bound:
-    """Maps targets or points to state, by identity. No dict, which Keras would track, and cannot with such keys."""
-
-    def __init__(self) -> None:
-        self._entries: dict[int, tuple[Any, Any]] = {}
-
-    def __setitem__(self, key: Target | Point, value: Any) -> None:
-        self._entries[_identity(key)] = (key, value)
-
-    def __getitem__(self, key: Target | Point) -> Any:
-        return self._entries[_identity(key)][1]
-
-    def __contains__(self, key: Target | Point) -> bool:
-        return _identity(key) in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def items(self) -> list[tuple[Any, Any]]:
-        """Returns all keys with their state."""
-        return list(self._entries.values())
-
-
-def _identity(key: Target | Point) -> int:
-    return id(key.variable if isinstance(key, Target) else key.operation)
-
-
 def _chosen(patterns: Sequence[str] | None, target: Target) -> bool:
     matches = patterns is None or select(dict.fromkeys(patterns, True), target.path, False)
     return target.kind == "kernel" and matches
@@ -642,8 +625,3 @@ def _check_patterns(patterns: Iterable[str] | None, targets: Sequence[Target]) -
     for pattern in patterns or ():
         if not any(select({pattern: True}, path, False) for path in paths):
             raise ValueError(f"No kernel of the model matches the pattern {pattern!r}. Received: kernels {paths}")
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")

@@ -41,6 +41,8 @@ class Recipe:
         evaluate: callable of (model, data set name, split) to metrics.
         monitor: str. Validation metric that picks the best epoch, smaller is better.
         overrides: callable of data set name to constructor arguments that depend on the data, such as the vocabulary.
+        evaluation_dataset: str or None. Embedded part of the data set, whose held-out splits judge the checkpoint, so that
+            anyone can repeat the number without a download; None for the data set itself.
         metadata: mapping. What the checkpoint's metadata says beyond the metrics, such as the licence.
     """
 
@@ -55,4 +57,5 @@ class Recipe:
     monitor: str
     prepare: Callable[[ZooModel, str], None] = lambda model, dataset: None
     overrides: Callable[[str], Mapping[str, Any]] = lambda dataset: {}
+    evaluation_dataset: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -119,12 +119,14 @@ def _scope(strategy: str) -> Any:
 
 def _save(model: ZooModel, recipe: Recipe, output: Path, settings: dict[str, Any], history: list) -> None:
     """Saves the preset with the metrics of what is stored: weights rounded to float16."""
-    dataset = settings["dataset"]
+    dataset = dataset_record(settings["dataset"])
+    if recipe.evaluation_dataset and settings["dataset"] == recipe.dataset:
+        dataset["evaluated_on"] = recipe.evaluation_dataset
     record = dict(
         method=recipe.method,
         preset=recipe.preset,
         weights_dtype="float16",
-        dataset=dataset_record(dataset),
+        dataset=dataset,
         training={**settings, "steps": len(history) * settings["steps_per_epoch"], "command": command(settings)},
         **recipe.metadata,
     )
@@ -132,7 +134,7 @@ def _save(model: ZooModel, recipe: Recipe, output: Path, settings: dict[str, Any
     metrics = {
         f"{split}_{name}": value
         for split in ("validation", "test")
-        for name, value in recipe.evaluate(stored, dataset, split).items()
+        for name, value in recipe.evaluate(stored, stored.metadata.evaluation_dataset, split).items()
     }
     stored.save_to_preset(output / "preset", metrics=metrics, **record)
 
