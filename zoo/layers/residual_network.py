@@ -16,6 +16,7 @@ def residual_network(
     *,
     kernel_initializer: Any = "he_normal",
     use_bias: bool = False,
+    stem_strides: int = 1,
     name: str = "residual_network",
 ) -> keras.Model:
     """Builds the residual network for CIFAR: three stages of basic blocks, identity shortcuts without parameters.
@@ -30,6 +31,7 @@ def residual_network(
         input_shape: tuple of height, width and channels.
         kernel_initializer: initializer of the convolutions.
         use_bias: bool. Whether the convolutions have biases, which the batch normalisation behind them makes redundant.
+        stem_strides: int. Strides of the first convolution: 2 for images of 64 pixels.
         name: str.
 
     Returns:
@@ -52,7 +54,7 @@ def residual_network(
         return layers.BatchNormalization(momentum=0.9, name=f"{label}_norm")(x)
 
     inputs = keras.Input(input_shape, name="image")
-    x = layers.ReLU(name="stem_relu")(convolution(inputs, width, 1, "stem"))
+    x = layers.ReLU(name="stem_relu")(convolution(inputs, width, stem_strides, "stem"))
     for stage in range(3):
         filters = width * 2**stage
         for block in range(blocks):
