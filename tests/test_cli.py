@@ -558,7 +558,7 @@ def test_progress_counts_epochs_of_a_resumed_training():
 
 
 def test_reproduce_passes_only_what_was_asked(capsys, monkeypatch, tmp_path):
-    from zoo.experiments import transformer_xl
+    from zoo.experiments import compressed_transformer, transformer_xl
 
     seen = []
     monkeypatch.setattr(
@@ -569,6 +569,10 @@ def test_reproduce_passes_only_what_was_asked(capsys, monkeypatch, tmp_path):
     assert run(capsys, "reproduce", "transformer_xl", "--seeds", 2, "--output", tmp_path)[0] == 0
     assert seen == [(tmp_path, 3), (tmp_path, 2)]
     assert "--updates" in refused(capsys, "reproduce", "transformer_xl", "--updates", 2, "--output", tmp_path)
+
+    monkeypatch.setattr(compressed_transformer, "reproduce", lambda directory, progress: seen.append("across methods"))
+    assert run(capsys, "reproduce", "compressed_transformer", "--output", tmp_path)[0] == 0
+    assert seen[-1] == "across methods"
 
     monkeypatch.delattr(transformer_xl, "reproduce")
     assert "No experiment" in refused(capsys, "reproduce", "transformer_xl", "--output", tmp_path)

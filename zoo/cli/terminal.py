@@ -140,13 +140,17 @@ def import_tensorflow() -> None:
         import tensorflow  # noqa: F401
 
 
+# Experiments across methods
+EXPERIMENTS = ("compressed_networks", "compressed_transformer")
+
+
 def experiment(method: str) -> Any:
-    """Imports the experiment of a method.
+    """Imports the experiment of a method, or one of `EXPERIMENTS`.
 
     Raises:
         ValueError: for an unknown method, and for one without an experiment.
     """
-    name = f"zoo.experiments.{catalog.info(method).name}"
+    name = f"zoo.experiments.{method if method in EXPERIMENTS else catalog.info(method).name}"
     if importlib.util.find_spec(name) is None:
         raise ValueError(f"This method comes without an experiment. Received: {method!r}")
     import_tensorflow()

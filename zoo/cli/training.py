@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import catalog
 from zoo.cli.terminal import (
+    EXPERIMENTS,
     add_command,
     add_json,
     add_source,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "validation", "test")
 _STRATEGIES = ("none", "mirrored")
 _METHOD_HELP = "method of the catalog"
-# Experiments across methods
-_EXPERIMENTS = ("compressed_networks", "compressed_transformer")
 
 
 def add_commands(commands: Any) -> None:
@@ -45,7 +44,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--split", choices=_SPLITS, default="test", help="part of the data set (default: test)")
     add_json(parser)
     parser = add_command(commands, "reproduce", reproduce, "Repeat the experiment on a paper's claim.")
-    parser.add_argument("method", metavar="METHOD", help=f"{_METHOD_HELP}, or {' or '.join(_EXPERIMENTS)}")
+    parser.add_argument("method", metavar="METHOD", help=f"{_METHOD_HELP}, or {' or '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=positive, help="runs of every arm (default: the experiment's)")
     parser.add_argument("--updates", type=positive, help="training steps of a run (default: the experiment's)")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="directory (default: docs/results)")
@@ -177,8 +176,6 @@ def reproduce(options: argparse.Namespace) -> None:
     """Runs `zoo reproduce`."""
     from zoo.files import check_writable
 
-    if options.method not in _EXPERIMENTS:
-        catalog.info(options.method)
     check_writable(options.output)
     require_extra("matplotlib", "plot", "The figure of an experiment")
     function = getattr(experiment(options.method), "reproduce", None)
