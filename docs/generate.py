@@ -1,4 +1,5 @@
-"""Writes the generated parts of the documentation: method pages, the export matrix, the README's table of methods.
+"""Writes the generated parts of the documentation: pages of methods and of experiments, the export matrix, the README's
+table of methods.
 
     python docs/generate.py            # writes
     python docs/generate.py --check    # writes nothing, names what is out of date, and exits with 1 if anything is
@@ -19,6 +20,7 @@ from typing import Any
 
 from zoo import catalog
 from zoo.catalog import Method, Preset
+from zoo.cli.terminal import EXPERIMENTS
 from zoo.export import ArtifactReport, ExportReport
 from zoo.files import atomic_file
 from zoo.metadata import METADATA, WEIGHTS, Metadata
@@ -65,6 +67,11 @@ def pages(root: Path) -> dict[Path, str]:
     written = {
         root / "docs" / "methods" / f"{method.name}.md": method_page(method, results, exports[method.name])
         for method in methods
+    }
+    written |= {
+        results / f"{name}.md": experiment_page(name, results)
+        for name in EXPERIMENTS
+        if (results / f"{name}.json").is_file()
     }
     written[results / "export.md"] = export_page(exports)
     readme = root / "README.md"
@@ -172,7 +179,7 @@ def method_page(method: Method, results: Path, export: ExportReport | None) -> s
             *_use_section(method),
             *_presets_section(method),
             *_weights_section(method),
-            *_experiment_section(method, results),
+            *_experiment_section(method.name, results),
             *_export_section(method, export),
         ]
     )
@@ -226,6 +233,7 @@ def _weights_of(preset: Preset) -> str:
     rows = [
         *((name.replace("_", " "), f"{value:.4f}") for name, value in metadata.metrics.items()),
         ("data", ", ".join(str(dataset[key]) for key in ("name", "licence") if key in dataset)),
+        ("evaluated on", dataset.get("evaluated_on", "")),
         ("command", f"`{metadata.training['command']}`" if "command" in metadata.training else ""),
         ("updates", _number(metadata.training.get("steps", ""))),
         ("weights", f"{_bytes((preset.weights / WEIGHTS).stat().st_size)}, SHA-256 `{metadata.weights_sha256}`"),
@@ -238,13 +246,23 @@ def _weights_of(preset: Preset) -> str:
 # === The experiment ===
 
 
-def _experiment_section(method: Method, results: Path) -> list[str]:
-    path = results / f"{method.name}.json"
+def experiment_page(name: str, results: Path) -> str:
+    """Returns the page of an experiment across methods.
+
+    Args:
+        name: str.
+        results: path of `docs/results`.
+    """
+    return _join([f"# {name.replace('_', ' ').capitalize()}", GENERATED, *_experiment_section(name, results)])
+
+
+def _experiment_section(name: str, results: Path) -> list[str]:
+    path = results / f"{name}.json"
     if not path.is_file():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
     settings = ", ".join(f"{key} {_number(value)}" for key, value in found["settings"].items())
-    image = results / f"{method.name}.png"
+    image = results / f"{name}.png"
     return [
         "## The paper's claim, tried",
         f"Claim: {found['claim']}",

@@ -458,6 +458,10 @@ def test_models_that_cannot_be_compressed():
         compression.prune(keras.Sequential([layers.Dense(2)]), 0.5)
     with pytest.raises(ValueError, match="kernels or embeddings"):
         compression.prune(keras.Sequential([keras.Input((3,)), layers.LayerNormalization()]), 0.5)
+    integers = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="classifier")])
+    integers.quantize("int8")
+    with pytest.raises(ValueError, match=r"compress the float model. Received: layers \['classifier'\]"):
+        compression.prune(integers, 0.5)
     with pytest.raises(ValueError, match="must be a Keras model"):
         compression.prune("nice", 0.5)
     with pytest.raises(ValueError, match="CompressedModel"):

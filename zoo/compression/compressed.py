@@ -134,7 +134,8 @@ class CompressedModel(ZooModel):
         stages: sequence of `Stage`, in the order of their kinds.
 
     Raises:
-        ValueError: for a model that is not built, that trains by a step of its own, or that has no weights to compress.
+        ValueError: for a model that is not built, that trains by a step of its own, that Keras has quantised, or that has no
+            weights to compress.
     """
 
     def __init__(self, model: keras.Model, stages: Sequence[Stage], **kwargs: Any) -> None:
@@ -552,6 +553,12 @@ def check_model(model: keras.Model) -> None:
         raise ValueError("`model` is compressed already: strip it first. Received: a CompressedModel")
     if not model.built:
         raise ValueError(f"`model` has no weights yet: call it once on data. Received: {model.name!r}")
+    quantized = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if quantized:
+        raise ValueError(
+            f"`model` has layers whose weights Keras has made integers, which do not train: compress the float model. "
+            f"Received: layers {quantized}"
+        )
     if overrides(model, "train_step"):
         raise ValueError(
             f"`model` trains by a `train_step` of its own, which would pass the compression by; move its loss to `call` "
