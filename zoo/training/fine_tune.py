@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from zoo.training.recipe import Recipe
+from zoo.training.statistics import refresh_statistics
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -77,5 +78,6 @@ def fine_tune(
         steps_per_epoch=steps,
         shuffle=False,
         verbose=0,
-        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True), *callbacks],
+        callbacks=[*recipe.callbacks(data), keras.callbacks.TerminateOnNaN(raise_error=True), *callbacks],
     )
+    refresh_statistics(model, data.train)

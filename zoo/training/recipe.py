@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
     from zoo.model import ZooModel
@@ -43,6 +44,7 @@ class Recipe:
         overrides: callable of data set name to constructor arguments that depend on the data, such as the vocabulary.
         evaluation_dataset: str or None. Embedded part of the data set, whose held-out splits judge the checkpoint, so that
             anyone can repeat the number without a download; None for the data set itself.
+        callbacks: callable of `TrainingData` to Keras callbacks that the training needs.
         metadata: mapping. What the checkpoint's metadata says beyond the metrics, such as the licence.
     """
 
@@ -58,4 +60,5 @@ class Recipe:
     prepare: Callable[[ZooModel, str], None] = lambda model, dataset: None
     overrides: Callable[[str], Mapping[str, Any]] = lambda dataset: {}
     evaluation_dataset: str | None = None
+    callbacks: Callable[[TrainingData], Sequence[keras.callbacks.Callback]] = lambda data: ()
     metadata: Mapping[str, Any] = field(default_factory=dict)

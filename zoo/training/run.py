@@ -103,7 +103,12 @@ def train(
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
             verbose=0,
-            callbacks=[checkpoint, keras.callbacks.TerminateOnNaN(raise_error=True), *callbacks],
+            callbacks=[
+                *recipe.callbacks(data),
+                checkpoint,
+                keras.callbacks.TerminateOnNaN(raise_error=True),
+                *callbacks,
+            ],
         )
     finally:
         keras.config.set_dtype_policy(previous)
