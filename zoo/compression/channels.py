@@ -112,15 +112,16 @@ def _final_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 def _chain(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns the layers of a model in order, the input first."""
-    operations = getattr(model, "operations", None)
-    if isinstance(model, keras.Sequential):
-        operations = [*model._functional.operations] if model._functional is not None else None
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    operations = getattr(graph, "operations", None)
     if not operations:
         raise ValueError(f"`model` must be Sequential or functional. Received: {type(model).__name__}")
+    # A layer that other models share has nodes of theirs too
+    nodes = {id(node) for level in graph._nodes_by_depth.values() for node in level}
     for previous, operation in itertools.pairwise(operations):
-        # A layer that other models share has nodes of theirs too
-        producers = [[t._keras_history.operation for t in node.input_tensors] for node in operation._inbound_nodes]
-        if [previous] not in producers:
+        own = [node for node in operation._inbound_nodes if id(node) in nodes]
+        producers = [[tensor._keras_history.operation for tensor in node.input_tensors] for node in own]
+        if producers != [[previous]]:
             raise ValueError(
                 f"`model` must be a chain of layers: {operation.name!r} must have {previous.name!r} as its one input. "
                 f"Received: inputs {[[each.name for each in node] for node in producers]}"

@@ -118,6 +118,10 @@ class Stage(keras.layers.Layer):
         """Returns a term of the training loss, or None."""
         return None
 
+    def product_bits(self, target: Target) -> tuple[int | None, int | None]:
+        """Returns the bits of a kernel and of what it is multiplied with; None for what the stage leaves as it is."""
+        return None, None
+
     def deployment(self) -> contextlib.AbstractContextManager | None:
         """Returns the context of every exported graph, where `observe` belongs into all of them; else None."""
         return None
@@ -138,7 +142,7 @@ class CompressedModel(ZooModel):
             weights to compress.
     """
 
-    def __init__(self, model: keras.Model, stages: Sequence[Stage], **kwargs: Any) -> None:
+    def __init__(self, model: keras.Model, stages: Sequence[Stage], /, **kwargs: Any) -> None:
         check_model(model)
         super().__init__(**{"name": f"compressed_{model.name}", **kwargs})
         self.model = model

@@ -508,7 +508,7 @@ def enforce_isometry(model: keras.Model, steps: int = 10_000, learning_rate: flo
     return penalties.numpy()
 
 
-@tf.function(autograph=False, reduce_retracing=True)
+@tf.function(autograph=False)
 def _descend(
     kernels: tuple[tf.Tensor, ...], masks: tuple[tf.Tensor, ...], steps: tf.Tensor, learning_rate: tf.Tensor
 ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
@@ -702,7 +702,8 @@ def _channel_sparsity(model: keras.Model, scores: Scores, num_parameters: int, a
             masks = _masks(model, scores, 1 - kept / available, "channel", minimum, warn=False)
         except ValueError:
             return None
-        return remaining_parameters(model, masks) <= num_parameters
+        # Where a layer is cut, the rest is no network: more must stay
+        return None if cut_layers(masks) else remaining_parameters(model, masks) <= num_parameters
 
     low, high = 0, available + 1
     while high - low > 1:
