@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
+from zoo.compression.bit_plan import BitPlan
 from zoo.export import FORMATS, QUANTIZATIONS, ExportReport
 from zoo.files import atomic_file
 
@@ -27,7 +28,7 @@ def record(name: str) -> ExportReport:
             model,
             Path(directory) / name,
             FORMATS,
-            QUANTIZATIONS,
+            [mode for mode in QUANTIZATIONS if mode != "bit_plan" or has_bit_plan(model)],
             skip_refused=True,
             progress=lambda line: sys.stderr.write(line + "\n"),
         )
@@ -47,6 +48,15 @@ def record(name: str) -> ExportReport:
         export=outcome(report),
     )
     return report
+
+
+def has_bit_plan(model: zoo.ZooModel) -> bool:
+    """Returns whether the weights of a model were given bits."""
+    try:
+        BitPlan.of_model(model)
+    except ValueError:
+        return False
+    return True
 
 
 def outcome(report: ExportReport) -> dict[str, dict[str, Any]]:

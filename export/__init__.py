@@ -7,9 +7,10 @@ import importlib
 from typing import Any
 
 from zoo.export.errors import ExportError, GateError, VerificationError
-from zoo.export.report import FORMATS, QUANTIZATIONS, ArtifactReport, ExportReport
+from zoo.export.report import ENGINES, FORMATS, QUANTIZATIONS, ArtifactReport, ExportReport
 
 __all__ = [
+    "ENGINES",
     "FORMATS",
     "QUANTIZATIONS",
     "ArtifactReport",
@@ -17,6 +18,7 @@ __all__ = [
     "ExportReport",
     "GateError",
     "VerificationError",
+    "export_binary",
     "export_file",
     "export_model",
     "read_metadata",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "export_binary": "zoo.export.binary",
     "export_model": "zoo.export.bundle",
     "export_file": "zoo.export.bundle",
     "verify_bundle": "zoo.export.check",

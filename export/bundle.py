@@ -45,15 +45,16 @@ def export_model(
         model: a `zoo.model.ZooModel`, or any built Keras 3 model, whose call becomes the signature `predict`.
         directory: path of the bundle. It must not exist, be empty, or be a bundle and `overwrite` be set.
         formats: iterable of `"saved_model"`, `"litert"` and `"onnx"`.
-        quantization: one or several of `"none"`, `"float16"`, `"dynamic_int8"`, `"weight_only_int8"`, `"int4"` and
-            `"int8"`. Each gives one artifact in LiteRT and ONNX; a SavedModel is always float32.
+        quantization: one or several of `"none"`, `"float16"`, `"dynamic_int8"`, `"weight_only_int8"`, `"int4"`,
+            `"int8"` and `"bit_plan"` (the bits of each weight that `zoo.compression.learn_bitwidths` or `quantize_aware`
+            gave it). Each gives one artifact in LiteRT and ONNX; a SavedModel is always float32.
         calibration: example inputs, for `"int8"` and for models without a task metric: an iterable of inputs of the
             first signature, or a dict of such iterables by signature. The model's own real inputs by default.
         metric: `zoo.model.TaskMetric` or None. What quantized artifacts are judged by: the model's own by default,
             else the relative error of the outputs, at most 0.1.
         signatures: dict from name to `zoo.model.Signature`, or None. Replaces the model's own.
         allow_flex: bool. Whether a LiteRT file may need TensorFlow's operators; such a file cannot be verified.
-        opset: int. ONNX operator set, 18 to 21.
+        opset: int. ONNX operator set, 18 to 21; `"bit_plan"` needs 25 and takes it.
         overwrite: bool. Whether to replace an existing bundle.
         name: str or None. Stem of the files: the method's or model's name by default.
         benchmark: bool. Whether to measure latency and memory.
@@ -71,8 +72,8 @@ def export_model(
     """
     plan = _plan(formats, quantization, opset)
     target = Path(directory).absolute()
-    _check_target(target, overwrite)
-    name = _name(model, name)
+    check_target(target, overwrite)
+    name = model_name(model, name)
     return _write_bundle(
         model,
         target,
@@ -195,14 +196,28 @@ def _choices(argument: str, given: str | Iterable[str], valid: Sequence[str]) ->
     return chosen
 
 
-def _name(model: keras.Model, name: str | None) -> str:
+def model_name(model: keras.Model, name: str | None) -> str:
+    """Returns the stem of a bundle's files: a given one, or the method's or model's name.
+
+    Raises:
+        ValueError: for characters that do not belong into file names.
+    """
     chosen = name or getattr(getattr(model, "metadata", None), "method", None) or getattr(model, "name", "model")
     if not re.fullmatch(r"\w[\w.-]*", chosen):
         raise ValueError(f"`name` must be made of letters, digits, '_', '-' and '.'. Received: name={chosen!r}")
     return chosen
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuses a directory that a bundle must not be written to.
+
+    Args:
+        target: path of the bundle.
+        overwrite: bool. Whether it may replace another one.
+
+    Raises:
+        ValueError: for a directory that is neither empty nor a bundle, or a bundle that must stay.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not is_bundle(target):

@@ -12,7 +12,7 @@ from zoo.export import litert, verify
 from zoo.export.calibration import Calibration
 from zoo.export.errors import ExportError, VerificationError
 from zoo.export.gate import Gate
-from zoo.export.report import MANIFEST, ArtifactReport, ExportReport, read_manifest
+from zoo.export.report import EXACT, MANIFEST, ArtifactReport, ExportReport, read_manifest
 from zoo.export.runners import open_artifact
 from zoo.export.signatures import model_signatures
 from zoo.export.staging import record
@@ -72,10 +72,10 @@ def _verify(root: Path, artifact: ArtifactReport, reference: verify.Reference, g
     if any(op.startswith(litert.FLEX) for op in artifact.ops):
         return
     run = open_artifact(artifact.format, {name: root / path for name, path in artifact.paths.items()})
-    exact = artifact.quantization == "none"
-    artifact.errors = reference.compare(artifact.label, run, verify.TOLERANCE if exact else None)
+    tolerance = verify.TOLERANCE if artifact.quantization in EXACT else None
+    artifact.errors = reference.compare(artifact.label, run, tolerance)
     artifact.metric = gate.measure(run)
-    if not exact:
+    if artifact.quantization != "none":
         gate.check(artifact.label, artifact.metric)
     artifact.verified = True
 

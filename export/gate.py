@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import keras
-import numpy as np
 
 from zoo.export.calibration import Calibration
 from zoo.export.errors import GateError
 from zoo.export.report import MetricChange
-from zoo.export.verify import keras_runner
+from zoo.export.verify import keras_runner, relative_distance
 from zoo.model import Runner, Signature, TaskMetric
 
 RELATIVE_LIMIT = 0.1
@@ -82,23 +81,8 @@ def relative_output_error(reference: Runner, signatures: dict[str, Signature], c
 
     def compute(run: Runner) -> float:
         return max(
-            _signature_error([(expected, run(name, item)) for item, expected in pairs]) for name, pairs in calls.items()
+            relative_distance([(expected, run(name, item)) for item, expected in pairs])
+            for name, pairs in calls.items()
         )
 
     return TaskMetric("relative_output_error", compute, higher_is_better=False, absolute_tolerance=RELATIVE_LIMIT)
-
-
-def _signature_error(pairs: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> float:
-    errors = []
-    for name in pairs[0][0]:
-        wanted = np.concatenate([np.ravel(expected[name]) for expected, _ in pairs])
-        got = np.concatenate([np.ravel(received[name]) for _, received in pairs])
-        if wanted.dtype.kind != "f":
-            errors.append(float(np.mean(wanted != got)))
-            continue
-        known = np.isfinite(wanted)
-        size = float(np.linalg.norm(wanted[known].astype(np.float64)))
-        distance = float(np.linalg.norm((got[known] - wanted[known]).astype(np.float64)))
-        errors.append(distance / size if size else distance)
-    # Not max(): it may drop NaN.
-    return float(np.max(errors))

@@ -4,51 +4,38 @@ The codes are looked for among the constants of the finished float graph, transp
 leave them (batch normalisation is folded into kernels), and a constant is replaced only where the codes reproduce it. So
 a packed file computes what the float file does.
 
-ONNX stores 2, 4 and 8 bits natively, and any other width as bit-planes: plane k holds bit k of eight codes in a byte, and
-standard operators put the codes together when a session loads the file. LiteRT stores each layer in the smallest integer
-type that its kernels get right, in front of a `DEQUANTIZE`.
+ONNX stores 2, 4 and 8 bits natively, and any other width as bit-planes: plane k holds bit k of eight codes in a byte.
+Standard operators make weights of the codes when a session loads the file; `DequantizeLinear` is not among them, since
+ONNX Runtime would compute products with what it gives in eight bits. LiteRT stores each layer in the smallest integer type
+that its kernels get right, in front of a `DEQUANTIZE`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import itertools
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import onnx
 from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from zoo.export import flatbuffer, litert, metadata
+from zoo.export import flatbuffer, litert
 from zoo.export import onnx as onnx_export
-from zoo.export.calibration import dummy_inputs
-from zoo.export.errors import ExportError, VerificationError
-from zoo.export.gate import RELATIVE_LIMIT
-from zoo.export.runners import litert_runner
-from zoo.export.saved_model import write_saved_model
-from zoo.export.signatures import Traced, model_signatures, trace
-from zoo.export.verify import TOLERANCE, compare_outputs, keras_runner
-from zoo.model import Arrays, Runner, Signature
+from zoo.export.errors import ExportError
 
 if TYPE_CHECKING:
     from zoo.compression.bit_plan import Codes
 
-# The first opset with two-bit tensors; ONNX Runtime has no newer kernels of `DequantizeLinear`.
+# The first opset with two-bit tensors.
 OPSET = 25
 IR_VERSION = 12
-# ONNX Runtime computes products with dequantised weights in eight bits unless told to dequantise when it loads them.
-SESSION_CONFIG = {"session.disable_quant_qdq": "1"}
 # Smaller tensors, such as biases, would take more as codes than they do in float.
 LEAST_ELEMENTS = 128
 # Largest error of the codes relative to the largest weight of a constant: what folding in float32 leaves.
 _MATCH = 2e-6
-_ROWS = 32
 
 
 # === Finding codes in graphs ===
@@ -122,7 +109,7 @@ def _scaled(values: np.ndarray, constant: np.ndarray, axis: int | None) -> tuple
 
 
 def _assigned(codes: Mapping[str, Codes], constants: Mapping[Any, np.ndarray]) -> dict[Any, Stored]:
-    """Returns the codes of constants.
+    """Returns the codes of constants; several may be one weight's, since every signature has its own.
 
     Raises:
         ExportError: if a weight is no constant of the graph.
@@ -131,14 +118,14 @@ def _assigned(codes: Mapping[str, Codes], constants: Mapping[Any, np.ndarray]) -
     for path, each in codes.items():
         if each.values.ndim < 2 or each.values.size < LEAST_ELEMENTS:
             continue
-        candidates = ((key, match(each, constant)) for key, constant in constants.items() if key not in found)
-        key, stored = next(((key, stored) for key, stored in candidates if stored is not None), (None, None))
-        if stored is None:
+        matches = {key: match(each, constant) for key, constant in constants.items()}
+        matches = {key: stored for key, stored in matches.items() if stored is not None}
+        if not matches:
             raise ExportError(
                 f"The weight {path!r} is no constant of the graph with {each.bits} bits: export the model that the codes "
                 f"are of. Received: {len(constants)} constants"
             )
-        found[key] = stored
+        found = {**matches, **found}
     if not found:
         raise ExportError(
             f"`codes` must hold a weight of {LEAST_ELEMENTS} elements or more. Received: {sorted(codes) or 'none'}"
@@ -185,27 +172,35 @@ def pack_planes(fields: np.ndarray, bits: int) -> np.ndarray:
 # === ONNX ===
 
 
-def pack_graph(model: onnx.ModelProto, codes: Mapping[str, Codes]) -> onnx.ModelProto:
-    """Returns a float graph with its weights packed.
+def pack_graphs(models: Mapping[str, onnx.ModelProto], codes: Mapping[str, Codes]) -> dict[str, onnx.ModelProto]:
+    """Returns float graphs with their weights packed.
 
     Args:
-        model: `onnx.ModelProto`, weights inside; it stays as it is.
+        models: dict from signature to `onnx.ModelProto`, weights inside; they stay as they are.
         codes: dict from path to `zoo.compression.bit_plan.Codes`.
 
     Raises:
-        ExportError: if a weight is not found in the graph, or the result is no valid ONNX.
+        ExportError: if a weight is not found in any graph, or a result is no valid ONNX.
     """
-    model = version_converter.convert_version(model, OPSET)
-    model.ir_version = IR_VERSION
+    packed = {name: version_converter.convert_version(model, OPSET) for name, model in models.items()}
     tensors = {
-        tensor.name: numpy_helper.to_array(tensor)
+        (name, tensor.name): numpy_helper.to_array(tensor)
+        for name, model in packed.items()
         for tensor in model.graph.initializer
         if tensor.data_type == TensorProto.FLOAT
     }
+    found = _assigned(codes, tensors)
+    for name, model in packed.items():
+        _pack(model, {tensor: stored for (owner, tensor), stored in found.items() if owner == name})
+    return packed
+
+
+def _pack(model: onnx.ModelProto, found: Mapping[str, Stored]) -> None:
+    model.ir_version = IR_VERSION
     writer = _Writer()
-    for name, stored in _assigned(codes, tensors).items():
+    for name, stored in found.items():
         writer.add(name, stored)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in writer.replaced]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in found]
     nodes = [*writer.nodes, *model.graph.node]
     for field, values in ((model.graph.initializer, [*kept, *writer.tensors]), (model.graph.node, nodes)):
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
@@ -213,7 +208,6 @@ def pack_graph(model: onnx.ModelProto, codes: Mapping[str, Codes]) -> onnx.Model
         field.extend(copies)
     onnx_export.shorten_names(model)
     onnx_export.check_model(model, model.graph.name)
-    return model
 
 
 class _Writer:
@@ -222,11 +216,9 @@ class _Writer:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
-        self.replaced: set[str] = set()
         self._shared: dict[tuple[Any, ...], str] = {}
 
     def add(self, name: str, stored: Stored) -> None:
-        self.replaced.add(name)
         if stored.exponential and stored.bits > 1:
             self._add_powers(name, stored)
         elif stored.bits in _ONNX_TYPES and not stored.exponential:
@@ -238,11 +230,7 @@ class _Writer:
         tensor = TensorProto(name=f"{name}_codes", data_type=_ONNX_TYPES[stored.bits], dims=stored.values.shape)
         tensor.raw_data = pack_bytes(stored.values, stored.bits).tobytes()
         self.tensors.append(tensor)
-        if stored.axis is None:
-            scale, axis = self._tensor(f"{name}_scale", stored.scale.reshape(())), {}
-        else:
-            scale, axis = self._tensor(f"{name}_scale", stored.scale), {"axis": stored.axis}
-        self.nodes.append(helper.make_node("DequantizeLinear", [tensor.name, scale], [name], **axis))
+        self._scale(name, self._node("Cast", name, tensor.name, to=TensorProto.FLOAT), stored)
 
     def _add_planes(self, name: str, stored: Stored) -> None:
         bits = stored.bits
@@ -284,9 +272,11 @@ class _Writer:
         if stored.values.size % 8:
             ends = [self._constant(np.array([end])) for end in (0, stored.values.size)]
             flat = self._node("Slice", name, flat, *ends)
-        shaped = self._node("Reshape", name, flat, self._constant(np.array(stored.values.shape)))
+        self._scale(name, self._node("Reshape", name, flat, self._constant(np.array(stored.values.shape))), stored)
+
+    def _scale(self, name: str, codes: str, stored: Stored) -> None:
         scale = self._tensor(f"{name}_scale", stored.broadcast_scale)
-        self.nodes.append(helper.make_node("Mul", [shaped, scale], [name]))
+        self.nodes.append(helper.make_node("Mul", [codes, scale], [name]))
 
     def _node(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
         output = f"{name}_packed_{len(self.nodes)}"
@@ -448,132 +438,3 @@ def check_containers(content: bytes) -> None:
                 two_bits |= set(op.outputs.tolist())
             elif inputs & two_bits and 2 not in CONTAINERS.get(name, ()):
                 raise ExportError(f"LiteRT computes {name} wrongly with two-bit weights. Received: {name}")
-
-
-# === Files ===
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedFile:
-    """A packed file that was run and compared with Keras.
-
-    Args:
-        path: path of the file.
-        size: int. Bytes.
-        gzip_size: int. Bytes after compression with gzip, which takes back what containers waste.
-        max_relative_error: float. Largest difference from Keras, relative to `max(1, largest output)`.
-        agreement: float. Share of rows with the differences of float arithmetic only. Where a model rounds its activations,
-            a value on the edge of a step may round the other way, which shows in the whole row.
-    """
-
-    path: Path
-    size: int
-    gzip_size: int
-    max_relative_error: float
-    agreement: float
-
-
-def pack_onnx(model: keras.Model | onnx.ModelProto, codes: Mapping[str, Codes], path: str | Path) -> PackedFile | None:
-    """Writes an ONNX file with packed weights.
-
-    Args:
-        model: built Keras model, or its float graph.
-        codes: dict from path to `zoo.compression.bit_plan.Codes`, as `integer_weights` gives them.
-        path: path of the file. Sessions should be opened with `SESSION_CONFIG`.
-
-    Returns:
-        `PackedFile`; None for a graph, which there is nothing to compare with.
-
-    Raises:
-        ExportError: if the model has several signatures, or a weight is not found in the graph.
-        VerificationError: if the file computes something else than Keras does.
-    """
-    path = Path(path)
-    if isinstance(model, onnx.ModelProto):
-        path.write_bytes(pack_graph(model, codes).SerializeToString())
-        return None
-    example = _Example(model)
-    shapes = metadata.output_shapes(example.traced, example.inputs, example.outputs)
-    graph = onnx_export.convert(example.traced, example.name, output_dimensions=shapes)
-    path.write_bytes(pack_graph(graph, codes).SerializeToString())
-    return example.compare(path, packed_onnx_runner({example.name: path}))
-
-
-def pack_litert(model: keras.Model, codes: Mapping[str, Codes], path: str | Path) -> PackedFile:
-    """Writes a LiteRT file with packed weights.
-
-    Args:
-        model: built Keras model.
-        codes: dict from path to `zoo.compression.bit_plan.Codes`, as `integer_weights` gives them.
-        path: path of the file.
-
-    Raises:
-        ExportError: if the model has several signatures, or a weight is not found in the graph.
-        VerificationError: if the file computes something else than Keras does.
-    """
-    path, example = Path(path), _Example(model)
-    with tempfile.TemporaryDirectory() as work:
-        saved_model = Path(work) / "saved_model"
-        write_saved_model({example.name: example.traced}, saved_model, {}, Path(work))
-        content = litert.convert(saved_model, [example.name])
-    path.write_bytes(pack_flatbuffer(content, codes))
-    return example.compare(path, litert_runner({example.name: path}))
-
-
-def packed_onnx_runner(paths: Mapping[str, Path]) -> Runner:
-    """Runs packed graphs in ONNX Runtime with `SESSION_CONFIG`, one session a signature."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    for key, value in SESSION_CONFIG.items():
-        options.add_session_config_entry(key, value)
-    providers = ["CPUExecutionProvider"]
-    sessions = {name: onnxruntime.InferenceSession(str(path), options, providers) for name, path in paths.items()}
-
-    def run(signature: str, inputs: Arrays) -> Arrays:
-        session = sessions[signature]
-        return dict(zip((out.name for out in session.get_outputs()), session.run(None, dict(inputs)), strict=True))
-
-    return run
-
-
-class _Example:
-    """The only signature of a model, with an example call."""
-
-    def __init__(self, model: keras.Model) -> None:
-        signatures = model_signatures(model)
-        if len(signatures) != 1:
-            raise ExportError(f"A packed file holds one signature. Received: {sorted(signatures)}")
-        self.name: str = next(iter(signatures))
-        signature: Signature = signatures[self.name]
-        self.traced: Traced = trace(signatures)[self.name]
-        self.inputs = dummy_inputs(model, self.name, signature, _ROWS, 0)
-        self.outputs = keras_runner(signatures)(self.name, self.inputs)
-        self.rounds = any(stage.deployment() is not None for stage in getattr(model, "stages", []))
-
-    def compare(self, path: Path, run: Runner) -> PackedFile:
-        """Compares a file with Keras, row by row.
-
-        Raises:
-            VerificationError: if it differs by more than float arithmetic does, or, for a model that rounds its
-                activations, than a few values that round the other way do.
-        """
-        received = run(self.name, self.inputs)
-        # Refuses NaN and other shapes
-        error = compare_outputs(path.name, self.outputs, received, None).max_relative
-        rows, distances = np.zeros(_ROWS), []
-        for name, wanted in self.outputs.items():
-            difference = np.abs(received[name].astype("float64") - wanted).reshape(_ROWS, -1)
-            rows = np.maximum(rows, difference.max(axis=1) / max(1.0, float(np.abs(wanted).max())))
-            distances.append(np.linalg.norm(difference) / max(np.linalg.norm(wanted), np.finfo("float32").tiny))
-        wrong = max(distances) > RELATIVE_LIMIT if self.rounds else error > TOLERANCE
-        if wrong:
-            raise VerificationError(
-                f"{path.name} computes something else than Keras. Received: an error of {error:.3g} relative to the "
-                f"output's scale"
-            )
-        content = path.read_bytes()
-        agreement = float(np.mean(rows <= TOLERANCE))
-        return PackedFile(path, len(content), len(gzip.compress(content, 9)), error, agreement)

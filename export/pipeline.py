@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,14 +13,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from zoo.compression.bit_plan import BitPlan, Codes, SizeReport, integer_weights, size_report
 from zoo.export import benchmark, litert, metadata, onnx, verify
 from zoo.export.calibration import Calibration, dummy_inputs
 from zoo.export.errors import ExportError, GateError
 from zoo.export.gate import Gate
 from zoo.export.learned import LEARNED, learned_litert, learned_onnx
 from zoo.export.onnx_quantize import onnx_candidates
+from zoo.export.packed import pack_flatbuffer, pack_graphs
 from zoo.export.quantize import Candidate, litert_candidates
-from zoo.export.report import ArtifactReport, ExportReport
+from zoo.export.report import EXACT, ArtifactReport, ExportReport
 from zoo.export.runners import open_artifact
 from zoo.export.saved_model import saved_model_ops, write_saved_model
 from zoo.export.signatures import model_signatures, trace
@@ -169,6 +172,24 @@ class Pipeline:
         return signatures and Graphs(signatures, self.work / "learned", dict, self.allow_flex, self.opset)
 
     @cached_property
+    def bit_plan(self) -> BitPlan:
+        """The bits that each weight was trained with, or has learned."""
+        try:
+            return BitPlan.of_model(self.model)
+        except ValueError as error:
+            raise ExportError(f"The mode 'bit_plan' needs a model whose weights were given bits. {error}") from error
+
+    @cached_property
+    def codes(self) -> dict[str, Codes]:
+        """The weights as integers of the bits of the plan."""
+        return integer_weights(self.model, self.bit_plan)
+
+    @cached_property
+    def planned_size(self) -> SizeReport:
+        """The size that the plan gives the model."""
+        return size_report(self.model, self.bit_plan)
+
+    @cached_property
     def reference(self) -> verify.Reference:
         """Keras's answers to example inputs."""
         self.progress("Running Keras on the example inputs")
@@ -250,12 +271,21 @@ class Pipeline:
         graphs = self.graphs
         if format == "saved_model":
             return [Candidate("", lambda: graphs.saved_model)]
+        if mode == "bit_plan":
+            pack = self._packed_litert if format == "litert" else self._packed_onnx
+            return [Candidate(f"{self.planned_size.bits_per_weight:.2f} bits per weight", pack)]
         if mode == "int8" and self.learned:
             make = learned_litert if format == "litert" else learned_onnx
             return [Candidate(LEARNED, lambda: make(self.learned, self.calibration, self.output_shapes))]
         if format == "litert":
             return litert_candidates(mode, graphs.litert, lambda: graphs.litert_base, self.calibration, self.is_sparse)
         return onnx_candidates(mode, self.onnx_base, self.calibration)
+
+    def _packed_litert(self) -> bytes:
+        return pack_flatbuffer(self.graphs.litert_base, self.codes)
+
+    def _packed_onnx(self) -> dict[str, Any]:
+        return pack_graphs(self.onnx_base, self.codes)
 
     def _attempt(self, format: str, mode: str, candidate: Candidate, directory: Path) -> ArtifactReport:
         write = {"saved_model": self._write_saved_model, "litert": self._write_litert, "onnx": self._write_onnx}[format]
@@ -268,6 +298,8 @@ class Pipeline:
             ops,
             candidate.variant,
         )
+        if mode == "bit_plan":
+            report.notes.append(_size_note(dataclasses.replace(self.planned_size, file_bytes=report.size)))
         report.gzip_size = benchmark.gzip_size(directory / name for name in report.files)
         if any(op.startswith(litert.FLEX) for op in ops):
             return self._unverified(report)
@@ -287,7 +319,7 @@ class Pipeline:
     def _verify(self, report: ArtifactReport, paths: dict[str, Path]) -> None:
         self.progress(f"Verifying {report.label}")
         run = open_artifact(report.format, paths)
-        tolerance = verify.TOLERANCE if report.quantization == "none" else None
+        tolerance = verify.TOLERANCE if report.quantization in EXACT else None
         report.errors = self.reference.compare(report.label, run, tolerance)
         report.metric = self.gate.measure(run)
         if report.quantization != "none":
@@ -316,6 +348,13 @@ class Pipeline:
             metadata.set_onnx_properties(model, self._facts(mode, candidate.variant), self.assets)
         files = onnx.write(models, directory, self.stem(mode))
         return dict(zip(models, files, strict=False)), ops
+
+
+def _size_note(size: SizeReport) -> str:
+    return (
+        f"{size.quantized_bytes:,.0f} bytes for the bits of {size.quantized_weights:,} weights and {size.float_bytes:,} "
+        f"for the parameters in float: the file differs by {size.overhead:+.1%} from their sum."
+    )
 
 
 def _plain(name: str) -> bool:

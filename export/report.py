@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMATS = ("saved_model", "litert", "onnx")
-QUANTIZATIONS = ("none", "float16", "dynamic_int8", "weight_only_int8", "int4", "int8")
+QUANTIZATIONS = ("none", "float16", "dynamic_int8", "weight_only_int8", "int4", "int8", "bit_plan")
+# Modes whose files compute what Keras computes.
+EXACT = ("none", "bit_plan")
+# Runtimes of networks with binary weights and activations
+ENGINES = ("lce", "packed")
 SCHEMA = "zoo-export/1"
 MANIFEST = "manifest.json"
 
@@ -73,8 +77,8 @@ class ArtifactReport:
     """One model in one format at one precision.
 
     Args:
-        format: str. One of `FORMATS`.
-        quantization: str. One of `QUANTIZATIONS`.
+        format: str. One of `FORMATS` or `ENGINES`.
+        quantization: str. One of `QUANTIZATIONS`; `"binary"` for engines.
         files: dict from path in the bundle to `FileRecord`.
         paths: dict from signature to the file (for a SavedModel the directory) that holds it.
         ops: dict from operator name to how often it occurs.

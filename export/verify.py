@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from zoo.compression.compressed import CompressedModel
 from zoo.export.calibration import Calibration, dummy_inputs, real_inputs
 from zoo.export.errors import VerificationError
 from zoo.export.report import SignatureError
 from zoo.model import Arrays, Runner, Signature
 
 TOLERANCE = 1e-4
+# For models that round their activations, where a value on the edge of a step may round the other way: the largest
+# distance from Keras over all examples, relative to the size of the outputs.
+ROUNDED_TOLERANCE = 0.1
 BATCHES = (1, 3)
 _REAL_CALLS = 2
 
@@ -54,6 +58,7 @@ class Reference:
             name: [(inputs, run(name, inputs)) for inputs in _examples(model, name, signature, calibration)]
             for name, signature in signatures.items()
         }
+        self._rounds = _rounds_activations(model)
         # A compressed artifact is measured on real inputs where there are any: random ones lie outside of the ranges
         # it was made for, and need only run.
         self._measured = {name: calls[len(BATCHES) :] or calls for name, calls in self.calls.items()}
@@ -66,7 +71,7 @@ class Reference:
             run: `Runner` of the artifact.
             tolerance: float or None. Largest difference, relative to `max(1, largest value of the output)`; `None`
                 measures only, on real inputs where there are any, but still refuses wrong names, shapes, types and
-            non-finite values.
+                non-finite values. A model that rounds its activations is held to `ROUNDED_TOLERANCE` instead.
 
         Returns:
             Dict from signature to the worst `SignatureError`.
@@ -77,14 +82,32 @@ class Reference:
         return {name: self._compare(artifact, name, run, tolerance) for name in self.calls}
 
     def _compare(self, artifact: str, name: str, run: Runner, tolerance: float | None) -> SignatureError:
-        errors = []
+        errors, pairs = [], []
         for call in self.calls[name]:
             inputs, expected = call
             where = f"{artifact}, signature {name!r}, inputs { ({key: value.shape for key, value in inputs.items()}) }"
-            error = compare_outputs(where, expected, _run(where, run, name, inputs), tolerance)
+            received = _run(where, run, name, inputs)
+            error = compare_outputs(where, expected, received, None if self._rounds else tolerance)
             if tolerance is not None or any(call is measured for measured in self._measured[name]):
                 errors.append(error)
+            pairs.append((expected, received))
+        if tolerance is not None and self._rounds:
+            _check_rounded(f"{artifact}, signature {name!r}", pairs)
         return functools.reduce(_worse, errors)
+
+
+def _rounds_activations(model: keras.Model) -> bool:
+    return isinstance(model, CompressedModel) and any(stage.deployment() is not None for stage in model.stages)
+
+
+def _check_rounded(where: str, pairs: Sequence[tuple[Arrays, Arrays]]) -> None:
+    distance = relative_distance(pairs)
+    # Written so that NaN fails.
+    if not distance <= ROUNDED_TOLERANCE:
+        raise VerificationError(
+            f"{where}: outputs are {distance:.3g} away from Keras, relative to their size, where activations that round "
+            f"the other way may make {ROUNDED_TOLERANCE}. Received: {distance:.3g}"
+        )
 
 
 def _examples(model: keras.Model, name: str, signature: Signature, calibration: Calibration) -> Iterator[Arrays]:
@@ -159,3 +182,26 @@ def _compare_one(where: str, name: str, wanted: np.ndarray, got: np.ndarray) -> 
     index = tuple(int(axis) for axis in np.unravel_index(int(difference.argmax()), difference.shape))
     largest = float(difference[index])
     return SignatureError(largest, largest / scale, name, index, float(wide[index]), float(other[index]))
+
+
+def relative_distance(pairs: Sequence[tuple[Arrays, Arrays]]) -> float:
+    """Returns the largest, over outputs, of `|received - expected| / |expected|` in the L2 norm over all calls.
+
+    Integers and booleans count as the share of values that differ.
+
+    Args:
+        pairs: sequence of the outputs of a call, expected and received.
+    """
+    errors = []
+    for name in pairs[0][0]:
+        wanted = np.concatenate([np.ravel(expected[name]) for expected, _ in pairs])
+        got = np.concatenate([np.ravel(received[name]) for _, received in pairs])
+        if wanted.dtype.kind != "f":
+            errors.append(float(np.mean(wanted != got)))
+            continue
+        known = np.isfinite(wanted)
+        size = float(np.linalg.norm(wanted[known].astype(np.float64)))
+        distance = float(np.linalg.norm((got[known] - wanted[known]).astype(np.float64)))
+        errors.append(distance / size if size else distance)
+    # Not max(): it may drop NaN.
+    return float(np.max(errors))

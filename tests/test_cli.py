@@ -438,6 +438,7 @@ def test_demo_twice(capsys, language_model, monkeypatch, tmp_path):
     [
         ([], "Say how"),
         (["--quantize-aware", "8", "--budget-kb", "70"], "Received: both"),
+        (["--budget-kb", "1"], "smallest reachable size"),
         (["--quantize-aware", "16"], "from 2 to 8"),
         (["--prune", "1.5"], "in [0, 1)"),
         (["--cluster", "1"], "`clusters`"),
@@ -471,6 +472,33 @@ def test_compress_shows_before_and_after(capsys, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "small" / "model.keras")
     assert [type(stage).__name__ for stage in loaded.stages] == ["PruningStage", "QuantizationStage"]
     assert "--overwrite" in refused(capsys, *words)
+
+
+def test_compress_learns_bits_within_a_budget(capsys, tmp_path):
+    """From four bits, 49 KB, to three and two."""
+    import keras
+    from matplotlib import image
+
+    from zoo.compression import LearnedBitwidthStage
+
+    words = ["compress", "nice", "--budget-kb", "30", "--activation-budget-kb", "2", "--learning-rate-scale", "10"]
+    words += ["--steps-per-epoch", "24", "--output", tmp_path / "small"]
+    code, out, err = run(capsys, *words)
+
+    assert code == 0, err
+    for column in ("metric", "bytes", "gzip", "latency", "operations"):
+        assert column in out
+    assert "the budget is kept" in out
+    loaded = keras.saving.load_model(tmp_path / "small" / "model.keras")
+    stage = loaded.stage(LearnedBitwidthStage)
+    assert 24 < stage.weight_kb() <= 30
+    # The paper's factor for 70 KB, for a smaller network
+    assert stage.penalty_weight == pytest.approx(0.1 * (70 / 30) ** 2)
+    report = exporting.read_manifest(tmp_path / "small" / "bundle")
+    packed = report.artifact("onnx", "bit_plan")
+    assert packed.verified
+    assert packed.size < 0.5 * report.artifact("onnx").size
+    assert image.imread(tmp_path / "small" / "size.png").shape[2] == 4
 
 
 # === train, reproduce ===

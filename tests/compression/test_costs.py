@@ -5,6 +5,7 @@ import numpy as np
 
 from zoo import compression
 from zoo.compression.costs import bit_operations, multiplications
+from zoo.compression.real_to_binary import RealToBinaryNet
 
 layers = keras.layers
 EXAMPLE = np.ones((1, 8, 8, 3), "float32")
@@ -42,6 +43,45 @@ def test_bits_and_zeros_weigh():
     assert abs(bit_operations(pruned, EXAMPLE) / floating - 0.5) < 0.01
     small = compression.quantize_aware(pruned, 4, 8)
     assert abs(bit_operations(small, EXAMPLE) / floating - 0.5 * 4 * 8 / 1024) < 0.001
+
+
+def test_learned_bits_weigh():
+    """Each kernel by its own bits, times those of the rectifier before it; the image stays in float."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.Conv2D(5, 3, padding="same", name="second")(layers.MaxPooling2D(2)(x))
+    x = layers.ReLU(name="rectifier")(x)
+    x = layers.Dense(6, activation="relu", name="third")(layers.Flatten()(x))
+    x = layers.Dense(7, activation="tanh", name="fourth")(x)
+    model = compression.learn_bitwidths(keras.Model(inputs, layers.Dense(2, name="fifth")(x)), bits=4)
+    stage = model.stage(compression.LearnedBitwidthStage)
+    for variables in (stage._weight_parameters, stage._activation_parameters):
+        # Three bits for every third
+        maximum = variables["maximum"]
+        maximum.assign(maximum.value * np.resize([1.0, 1.0, 0.4], maximum.shape))
+    weights = {path.split("/")[-2]: bits for path, bits in stage.weight_bits().items() if path.endswith("kernel")}
+    activations = {path.split("/")[-1]: bits for path, bits in stage.activation_bit_widths().items()}
+    assert set(weights.values()) == set(activations.values()) == {3, 4}
+
+    inputs_of = {"first": None, "second": "first", "third": "rectifier", "fourth": "third", "fifth": None}
+    products = multiplications(model, EXAMPLE)
+    expected = 0
+    for target in model.transformed_targets:
+        if target.kind == "kernel":
+            name = target.path.split("/")[-2]
+            bits = weights[name] * activations.get(inputs_of[name], 32)
+            expected += products[target.path] * bits * np.mean(model.transformed(target).numpy() != 0)
+    assert bit_operations(model, EXAMPLE) == round(expected)
+
+
+def test_signs_count_once():
+    images = np.ones((1, 8, 8, 1), "float32")
+    model = RealToBinaryNet(image_size=8, num_channels=1, num_classes=3, widths=[8], depths=[1], stem="cifar")
+    products = multiplications(model, images)
+    binary = {conv.kernel.path for conv in model.binary_convs}
+    assert binary < set(products)
+    floats = sum(count for path, count in products.items() if path not in binary)
+    assert bit_operations(model, images) == sum(products[path] for path in binary) + 1024 * floats
 
 
 def test_watching_leaves_no_trace():

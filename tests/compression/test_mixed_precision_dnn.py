@@ -358,7 +358,7 @@ def test_penalty_is_zero_within_the_budget(activation_size):
 
 
 def test_penalty_beyond_the_budget_shrinks_bits():
-    model = learn_bitwidths(small_network(), 0.2, 0.2, bits=6, activation_bits=6)
+    model = learn_bitwidths(small_network(), 0.2, 0.2, bits=6, activation_bits=6, penalty_weight=0.1)
     value, found = penalty_gradients(model)
     stage = model.stage(LearnedBitwidthStage)
 
@@ -367,6 +367,16 @@ def test_penalty_beyond_the_budget_shrinks_bits():
     for kind in ("w", "a"):
         assert (found[f"{kind}_maximum"] > 0).all()
         assert (found[f"{kind}_step"] < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [((0.7, None), 1000.0), ((0.7, 0.2), 1000.0), ((None, 0.7), 1000.0), ((70.0, None), 0.1), ((), 0.1)],
+)
+def test_penalty_is_scaled_by_the_square_of_the_ratio_of_sizes(budgets, expected):
+    stage = learn_bitwidths(small_network(), *budgets).stage(LearnedBitwidthStage)
+
+    assert stage.penalty_weight == pytest.approx(expected)
 
 
 def test_budgeted_gradients_are_clipped_to_the_step():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +46,15 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--activations", type=natural, default=8, metavar="BITS", help="0 for float (default: 8)")
     parser.add_argument("--block-size", type=positive, help="input elements that share a range (int4 language models)")
     parser.add_argument("--budget-kb", type=duration, metavar="KB", help="learn bit widths to fit the weights into it")
+    parser.add_argument(
+        "--activation-budget-kb", type=duration, metavar="KB", help="the same for the activations of one example"
+    )
     parser.add_argument("--epochs", type=positive, default=1, help="length of the training (default: 1)")
     parser.add_argument("--steps-per-epoch", type=positive, help="updates of an epoch (default: the recipe's)")
     parser.add_argument("--learning-rate-scale", type=duration, default=0.1, help="of the recipe's (default: 0.1)")
     parser.add_argument("--dataset", help="data set of the same form in place of the recipe's")
     parser.add_argument("--seed", type=natural, default=0, help="(default: 0)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="model.keras and bundle/")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="model.keras, bundle/ and size.png")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result")
     add_json(parser)
 
@@ -60,9 +64,10 @@ def compress(options: argparse.Namespace) -> None:
     from zoo.files import check_writable
 
     check_source(options.source, options.preset)
-    if options.prune is None and not any((options.cluster, options.quantize_aware, options.budget_kb)):
+    learned = options.budget_kb or options.activation_budget_kb
+    if options.prune is None and not any((options.cluster, options.quantize_aware, learned)):
         raise ValueError("Say how: --prune, --cluster, --quantize-aware or --budget-kb. Received: none of them")
-    if options.quantize_aware and options.budget_kb:
+    if options.quantize_aware and learned:
         raise ValueError("--budget-kb learns the bits that --quantize-aware sets. Received: both")
     check_writable(options.output)
     if (options.output / "model.keras").exists() and not options.overwrite:
@@ -82,7 +87,8 @@ def compress(options: argparse.Namespace) -> None:
 
         with atomic_file(options.output / "model.keras") as file:
             compressed.save(file)
-    _show({"before": before, "after": after}, options)
+    _draw({"before": before, "after": after}, options)
+    _show({"before": before, "after": after}, _sizes(compressed), options)
 
 
 def _recipe(model: keras.Model) -> Recipe:
@@ -112,8 +118,9 @@ def _compressed(model: keras.Model, recipe: Recipe, options: argparse.Namespace)
         model = compression.quantize_aware(
             model, options.quantize_aware, options.activations or None, block_size=options.block_size
         )
-    if options.budget_kb:
-        model = compression.learn_bitwidths(model, options.budget_kb)
+    if options.budget_kb or options.activation_budget_kb:
+        budgets = (options.budget_kb, options.activation_budget_kb)
+        model = compression.learn_bitwidths(model, *budgets, activation_bits=options.activations or None)
     return model
 
 
@@ -139,6 +146,8 @@ def _fit(model: keras.Model, recipe: Recipe, options: argparse.Namespace) -> Non
 
 def _forms(options: argparse.Namespace) -> tuple[str, ...]:
     """Returns the quantization modes that hold what was trained."""
+    if options.budget_kb or options.activation_budget_kb:
+        return ("none", "bit_plan")
     if not options.quantize_aware:
         return ("none", "dynamic_int8")
     return ("none", "int8" if options.activations else "int4" if options.quantize_aware <= 4 else "dynamic_int8")
@@ -169,14 +178,47 @@ def _measure(model: keras.Model, modes: Sequence[str], bundle: Path, overwrite: 
     ] + [{"artifact": f"{r['format']}/{r['quantization']}", "refused": r["reason"]} for r in report.refused]
 
 
-def _show(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+def _sizes(model: keras.Model) -> dict[str, float | bool]:
+    """Returns the KB that learned bits take, and whether the budgets are kept; nothing for other compressions."""
+    from zoo import compression
+
+    stage = model.stage(compression.LearnedBitwidthStage)
+    if stage is None:
+        return {}
+    sizes = {"weight_kb": stage.weight_kb()}
+    if stage.activation_budget_kb is not None:
+        sizes["activation_kb"] = stage.activation_kb()
+    return {**sizes, "kept": bool(stage.within_budgets())}
+
+
+def _draw(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+    """Writes the figure `size.png`, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    from zoo.files import atomic_file
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for (when, entries), marker in zip(rows.items(), "os", strict=True):
+        for row in (row for row in entries if "refused" not in row):
+            axes.plot(row["bytes"] / 1e3, row["value"], marker, label=f"{row['artifact']}, {when}")
+            axes.set(ylabel=row["metric"])
+    axes.set(xlabel="size of the file, kB", title=f"{options.source}, before and after", xscale="log")
+    axes.legend()
+    with atomic_file(options.output / "size.png") as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _show(rows: dict[str, list[dict[str, Any]]], sizes: dict[str, float | bool], options: argparse.Namespace) -> None:
     if options.json:
-        write_json(rows)
+        write_json({**rows, "sizes": sizes} if sizes else rows)
         return
     from rich.table import Table
 
     table = Table("", "artifact", title=f"{options.source}, before and after")
-    for column in ("metric", "bytes", "gzip", "latency"):
+    for column in ("metric", "bytes", "gzip", "latency", "bit operations"):
         table.add_column(column, justify="right")
     for when, entries in rows.items():
         for row in entries:
@@ -185,12 +227,14 @@ def _show(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace) ->
                 continue
             metric, latency = f"{row['metric']} {row['value']:.4g}", next(iter(row["latency_ms"].values()))
             size, packed = f"{row['bytes']:,}", f"{row['gzip_bytes']:,}"
-            table.add_row(when, row["artifact"], metric, size, packed, f"{latency:.3g} ms")
+            operations = f"{row['bit_operations']:.3g}"
+            table.add_row(when, row["artifact"], metric, size, packed, f"{latency:.3g} ms", operations)
     screen = console()
     screen.print(table)
     for row in rows["after"]:
         if "refused" in row:
             screen.print(f"Refused: {row['refused']}")
-    counts = [f"{entries[0]['bit_operations']:.3g} {when}" for when, entries in rows.items()]
-    screen.print(f"Bit operations of one call: {', '.join(counts)}.")
+    if sizes:
+        taken = [f"{name.removesuffix('_kb')}s {size:.4g} KB" for name, size in sizes.items() if name != "kept"]
+        screen.print(f"Learned bits: {', '.join(taken)}; the budget is {'kept' if sizes['kept'] else 'not kept'}.")
     screen.print(f"Model: {options.output / 'model.keras'}; files: {options.output / 'bundle'}", soft_wrap=True)

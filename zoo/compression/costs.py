@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.compression.compressed import CompressedModel, Target, find_targets
-from zoo.compression.tfmot import QuantizationStage
+from zoo.compression.compressed import CompressedModel, Target, current_value, find_targets
 
 _FLOAT_BITS = 32
 
@@ -73,21 +72,28 @@ def bit_operations(model: keras.Model, inputs: Any) -> int:
     """Returns the products of one call, each weighted by the bits of the weight times the bits of the activation.
 
     A proxy of the energy on hardware that is built for it: a product of an 8-bit weight and an 8-bit activation counts
-    64, one in float32 counts 1024, one with a weight that is zero nothing.
+    64, one of two signs 1, one in float32 counts 1024, one with a weight that is zero nothing.
 
     Args:
         model: built `keras.Model`, compressed or not.
         inputs: a batch of inputs of the model's call, of one example.
     """
     counts = multiplications(model, inputs)
-    if not isinstance(model, CompressedModel):
-        return sum(counts.values()) * _FLOAT_BITS**2
-    stage = model.stage(QuantizationStage)
-    activation_bits = (stage.activations if stage else None) or _FLOAT_BITS
+    is_compressed = isinstance(model, CompressedModel)
     total = 0.0
-    for target in model.targets:
+    for target in model.targets if is_compressed else find_targets(model):
         if target.path in counts:
-            bits = (stage.weight_bits(target) if stage else None) or _FLOAT_BITS
-            density = float(np.mean(model.transformed(target).numpy() != 0))
-            total += counts[target.path] * density * bits * activation_bits
+            weights = model.transformed(target) if is_compressed else current_value(target)
+            density = float(np.mean(weights.numpy() != 0))
+            total += counts[target.path] * density * math.prod(_product_bits(model, target))
     return round(total)
+
+
+def _product_bits(model: keras.Model, target: Target) -> tuple[int, int]:
+    """Returns the bits of a kernel and of what it is multiplied with."""
+    layer = target.layer
+    if any(layer is conv for conv in getattr(getattr(model, "model", model), "binary_convs", ())):
+        modes = (layer.weight_mode, layer.activation_mode)
+        return tuple(1 if mode == "sign" else _FLOAT_BITS for mode in modes)
+    found = [stage.product_bits(target) for stage in model.stages] if isinstance(model, CompressedModel) else []
+    return tuple(next((bits for bits in each if bits), _FLOAT_BITS) for each in zip(*found, (None, None), strict=True))

@@ -61,7 +61,11 @@ FROM_SCRATCH_STEP = 2.0**-3
 # Parameters stay this far inside their ranges, and the step below the range.
 MARGIN = 1e-5
 MAXIMUM_BITS = 16
+# Factor of the squared excess in KB, for the paper's network of about this size.
+PENALTY_WEIGHT, PAPER_BUDGET_KB = 0.1, 70.0
 _BITS_PER_KB = 8 * 1024
+# Operations whose output holds values of their input only, and zeros.
+_MOVING = ("MaxPool", "Flatten", "Reshape", "Permute", "Dropout", "SpatialDropout", "ZeroPadding", "Cropping")
 # What a logarithm of base 2 may be off by; bit widths of neighbouring sizes are further apart up to `MAXIMUM_BITS`.
 _LOG2_ERROR = 5e-6
 
@@ -595,14 +599,16 @@ class LearnedBitwidthStage(Stage):
         active = self._active()
         return total if active is True else tf.where(active, total, 0.0)
 
+    def deployment(self) -> contextlib.AbstractContextManager | None:
+        """Returns the context in which activations are rounded by constants, in graphs to be exported."""
+        return self._frozen_grid() if self._known.points else None
+
     @contextlib.contextmanager
-    def deployment(self) -> Iterator[None]:
-        """Within this context, activations are rounded by constants, in graphs to be exported."""
+    def _frozen_grid(self) -> Iterator[None]:
         with tf.init_scope():
             self._known.frozen_active = bool(self._active())
-            if self._known.points:
-                made = self._grid(signed=False)
-                self._known.frozen = Grid(*(np.asarray(each) for each in (made.smallest, made.largest, made.bits)))
+            made = self._grid(signed=False)
+            self._known.frozen = Grid(*(np.asarray(each) for each in (made.smallest, made.largest, made.bits)))
         try:
             yield
         finally:
@@ -619,6 +625,18 @@ class LearnedBitwidthStage(Stage):
         """Returns the bit width of every quantised activation, by path of the operation."""
         bits = np.asarray(self._grid(signed=False).bits if self._known.points else ())
         return {point.path: int(each) for point, each in zip(self._known.points, bits, strict=True)}
+
+    def product_bits(self, target: Target) -> tuple[int | None, int | None]:
+        """Returns the bits of a kernel, and of the activation that its layer reads where the graph tells which."""
+        if target.kind != "kernel":
+            return None, None
+        widths = {id(point.operation): point.path for point in self._known.points}
+        sources = [_source(tensor) for tensor in _inputs(target.layer)]
+        bits = self.activation_bit_widths()
+        known = [bits[widths[id(source)]] for source in sources if id(source) in widths]
+        # None where one of several calls reads what is not rounded, as images are not
+        is_known = known and len(known) == len(sources)
+        return self.weight_bits()[target.path], max(known) if is_known else None
 
     def weight_kb(self) -> float:
         """Returns the size of the quantised weights and biases in KB."""
@@ -785,6 +803,19 @@ def is_rectifier(operation: keras.Operation) -> bool:
     return any(activation is each for each in rectifiers) or type(operation).__name__ in ("Relu", "Relu6")
 
 
+def _inputs(operation: keras.Operation) -> list[Any]:
+    """Returns the tensors that an operation of a functional model reads, one for each call."""
+    return [node.input_tensors[0] for node in getattr(operation, "_inbound_nodes", [])]
+
+
+def _source(tensor: Any) -> keras.Operation:
+    """Returns the operation that computed a tensor's values, past those that only choose and move them."""
+    operation = tensor._keras_history.operation
+    while type(operation).__name__.startswith(_MOVING) and len(inputs := _inputs(operation)) == 1:
+        operation = inputs[0]._keras_history.operation
+    return operation
+
+
 def _elements(operation: keras.Operation) -> list[int]:
     """Returns the sizes of an operation's outputs for one example in a functional model; nothing where unknown."""
     shapes = [node.output_tensors[0].shape[1:] for node in getattr(operation, "_inbound_nodes", [])]
@@ -842,7 +873,7 @@ def learn_bitwidths(
     mode: Literal["fixed", "tqt", "learned", "learned+budget"] | None = None,
     bits: int = 4,
     activation_bits: int | None = 4,
-    penalty_weight: float = 0.1,
+    penalty_weight: float | None = None,
 ) -> CompressedModel:
     """Prepares a trained model for training in which every tensor learns its bit width.
 
@@ -856,7 +887,8 @@ def learn_bitwidths(
         mode: str or None. `"learned+budget"` by default where there is a budget, else `"learned"`.
         bits: int. Initial width of weights.
         activation_bits: int or None. Initial width of activations; None for float ones.
-        penalty_weight: float.
+        penalty_weight: float or None. By default the paper's, scaled as it says to the weight budget (without one, to
+            that of the activations).
 
     Returns:
         `CompressedModel`, to be compiled and fitted; its stage tells `weight_bits()` and `weight_kb()`.
@@ -880,10 +912,24 @@ def learn_bitwidths(
     budgets = (weight_budget_kb, activation_budget_kb)
     if mode is None:
         mode = "learned" if budgets == (None, None) else "learned+budget"
+    if penalty_weight is None:
+        penalty_weight = scaled_penalty_weight(weight_budget_kb or activation_budget_kb)
     stage = LearnedBitwidthStage(
         mode, quantizer, parametrization, bits, activation_bits, *budgets, activation_size, penalty_weight
     )
     return with_stage(model, stage)
+
+
+def scaled_penalty_weight(budget_kb: float | None) -> float:
+    """Returns the factor of the squared excess in KB for a budget: the paper's over the square of the ratio of sizes.
+
+    Args:
+        budget_kb: float or None. The paper's own factor without a budget.
+
+    Reference:
+        Uhlich et al. 2020, section 4.
+    """
+    return PENALTY_WEIGHT / (budget_kb / PAPER_BUDGET_KB) ** 2 if budget_kb else PENALTY_WEIGHT
 
 
 # === Networks ===

@@ -327,6 +327,10 @@ class QuantizationStage(Stage):
         """Returns the bits of a variable; None where it stays in float."""
         return select(self._patterns(), target.path) if target.kind == "kernel" else None
 
+    def product_bits(self, target: Target) -> tuple[int | None, int | None]:
+        """Returns the bits of a kernel, and of all activations."""
+        return self.weight_bits(target), self.activations
+
     def attach(self, targets: Sequence[Target], points: Sequence[Point]) -> None:
         """Creates the ranges: of weights from their values, of outputs from -6 to 6 until data is seen."""
         _check_patterns(self._patterns(), targets)
