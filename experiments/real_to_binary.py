@@ -10,42 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from zoo import catalog
 from zoo.compression.progressive import REAL_TO_BINARY_STAGES, STRONG_BASELINE_STAGES, Stage
 from zoo.compression.real_to_binary import RealToBinaryNet
 from zoo.datasets import load_arrays
+from zoo.experiments.image_classifiers import evaluate, shuffled_images
 from zoo.experiments.report import Ledger, Progress, difference, spread, write_results
-from zoo.training.recipe import Recipe, TrainingData
+from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BATCH = 64
-EVALUATION_BATCH = 500
 
 
 # === Recipe ===
 
-
-def shuffled_images(model: RealToBinaryNet, dataset: str, seed: int) -> TrainingData:
-    """Returns shuffled batches of images in [0, 1] and labels."""
-    train, validation = (load_arrays(dataset, split) for split in ("train", "validation"))
-
-    def to_inputs(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(image, tf.float32) / 255.0, label
-
-    def batches(data: Mapping[str, np.ndarray]) -> tf.data.Dataset:
-        images = data["image"] if data["image"].ndim == 4 else data["image"][..., None]
-        return tf.data.Dataset.from_tensor_slices((images, data["label"]))
-
-    shuffled = batches(train).shuffle(len(train["label"]), seed=seed).repeat()
-    return TrainingData(
-        shuffled.batch(BATCH, drop_remainder=True).map(to_inputs),
-        batches(validation).batch(EVALUATION_BATCH).map(to_inputs),
-    )
+# At the paper's 2e-4, for 75 epochs of ImageNet, few weights flip in trainings as short as these: after 2,000 updates the
+# network had 65 % of Fashion-MNIST right, against 71 % (one seed)
+FLOAT, TANH, ACTIVATIONS, BINARY = REAL_TO_BINARY_STAGES
+BINARY = dataclasses.replace(BINARY, learning_rate=1e-3)
+# Teachers are good enough early; binary weights are what takes time
+STAGES = tuple(
+    dataclasses.replace(stage, share=share) for stage, share in ((FLOAT, 1), (TANH, 1), (ACTIVATIONS, 1), (BINARY, 3))
+)
 
 
 def compiler(stages: Sequence[Stage]) -> Callable[[RealToBinaryNet, int], None]:
@@ -58,32 +48,30 @@ def compiler(stages: Sequence[Stage]) -> Callable[[RealToBinaryNet, int], None]:
     return compile_model
 
 
-def evaluate(model: RealToBinaryNet, dataset: str, split: str) -> dict[str, float]:
-    """Returns the share of a split's images that get their label."""
-    data = load_arrays(dataset, split)
-    labels = data["label"]
-    predict = tf.function(model.signatures()["predict"].function, reduce_retracing=True)
-    found = [
-        np.argmax(
-            predict(image=tf.constant(model.preprocess(data["image"][start : start + EVALUATION_BATCH])))["logits"], 1
-        )
-        for start in range(0, len(labels), EVALUATION_BATCH)
-    ]
-    return {"accuracy": float(np.mean(np.concatenate(found) == labels))}
-
-
 RECIPES = {
     "fashion": Recipe(
         method="real_to_binary",
         preset="fashion",
         dataset="fashion_mnist",
-        epochs=30,
+        evaluation_dataset="fashion_mnist_sample",
+        epochs=10,
         steps_per_epoch=50_000 // BATCH,
-        data=shuffled_images,
-        compile=compiler(REAL_TO_BINARY_STAGES),
+        data=shuffled_images(BATCH),
+        compile=compiler(STAGES),
         evaluate=evaluate,
         monitor="val_deployable_error",
-    )
+    ),
+    "cifar10": Recipe(
+        method="real_to_binary",
+        preset="cifar10",
+        dataset="cifar10",
+        epochs=8,
+        steps_per_epoch=45_000 // BATCH,
+        data=shuffled_images(BATCH, augment=True),
+        compile=compiler(STAGES),
+        evaluate=evaluate,
+        monitor="val_deployable_error",
+    ),
 }
 
 
@@ -102,44 +90,64 @@ class Arm:
 
     Args:
         stages: tuple of `Stage`. All updates are shared among them, a teacher's too.
-        changes: mapping. Constructor arguments that differ from the preset `fashion`.
+        changes: mapping. Constructor arguments that differ from the experiment's network.
     """
 
     stages: tuple[Stage, ...]
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-FLOAT, TANH, ACTIVATIONS, BINARY = REAL_TO_BINARY_STAGES
 TAUGHT = (FLOAT, dataclasses.replace(ACTIVATIONS, initial=None, teacher="float"), BINARY)
+BASELINE = (STRONG_BASELINE_STAGES[0], dataclasses.replace(STRONG_BASELINE_STAGES[1], learning_rate=1e-3))
 PLAIN = {"gate": False}
 FULL = "full progressive"
 ARMS: Mapping[str, Arm] = {
     "float": Arm((FLOAT,), {"real": True}),
-    "one stage": Arm((dataclasses.replace(STRONG_BASELINE_STAGES[1], initial=None, learning_rate=1e-3),), PLAIN),
-    "two stages": Arm(STRONG_BASELINE_STAGES, PLAIN),
+    "one stage": Arm((dataclasses.replace(BASELINE[1], initial=None),), PLAIN),
+    "two stages": Arm(BASELINE, PLAIN),
     "two stages, attention and distillation": Arm(TAUGHT, PLAIN),
-    "two stages, gate": Arm(STRONG_BASELINE_STAGES),
-    FULL: Arm(REAL_TO_BINARY_STAGES),
+    "two stages, gate": Arm(BASELINE),
+    FULL: Arm((FLOAT, TANH, ACTIVATIONS, BINARY)),
 }
+# The preset `fashion` at half its width, in small batches: six arms with three seeds take 20 minutes on two cores.
+NETWORK = {"widths": [16, 32, 64], "gate_ratio": 4}
+EXPERIMENT_BATCH = 32
 NUM_MEASUREMENTS = 20
 NUM_SHOWN = 3
 
 
-def reproduce(directory: Path, seeds: int = 3, updates: int = 4000, progress: Progress = lambda message: None) -> None:
+def reproduce(
+    directory: Path,
+    seeds: int = 3,
+    updates: int = 2000,
+    network: Mapping[str, Any] = NETWORK,
+    progress: Progress = lambda message: None,
+) -> None:
     """Trains every arm with every seed and writes `real_to_binary.json` and `.png`.
 
     Args:
         directory: path of the results.
         seeds: int. Seeds per arm.
-        updates: int. Updates of all stages of an arm together, of 64 images each.
+        updates: int. Updates of all stages of an arm together, of 32 images each.
+        network: mapping. Constructor arguments that differ from the preset `fashion`.
         progress: callable that takes one line per run.
     """
     dataset = available_dataset(progress)
-    settings = {"dataset": dataset, "split": "test", "updates": updates, "batch_size": BATCH}
+    settings = {
+        "dataset": dataset,
+        "split": "test",
+        "updates": updates,
+        "batch_size": EXPERIMENT_BATCH,
+        "network": network,
+    }
     ledger = Ledger(directory / "real_to_binary.runs.json", settings)
     for seed in range(seeds):
         for name, arm in ARMS.items():
-            ledger.run(name, seed, lambda arm=arm, seed=seed: run_arm(arm, dataset, updates, seed), progress)
+
+            def run(arm: Arm = arm, seed: int = seed) -> dict[str, Any]:
+                return run_arm(arm, network, dataset, updates, seed)
+
+            ledger.run(name, seed, run, progress)
     gains = {
         "stages": difference(ledger, "one stage", "two stages", "accuracy"),
         "attention and distillation": difference(
@@ -175,15 +183,15 @@ def available_dataset(progress: Progress) -> str:
     return "fashion_mnist"
 
 
-def run_arm(arm: Arm, dataset: str, updates: int, seed: int) -> dict[str, Any]:
+def run_arm(arm: Arm, network: Mapping[str, Any], dataset: str, updates: int, seed: int) -> dict[str, Any]:
     """Trains an arm; returns its accuracy, how often weights changed sign, and attention maps of all its networks."""
     keras.utils.set_random_seed(seed)
-    model = catalog.get("real_to_binary", "fashion", weights=None, **arm.changes)
+    model = catalog.get("real_to_binary", "fashion", weights=None, **{**network, **arm.changes})
     compiler(arm.stages)(model, updates)
     flips = FlipRates()
     steps = max(updates // NUM_MEASUREMENTS, 1)
     model.fit(
-        shuffled_images(model, dataset, seed).train,
+        shuffled_images(EXPERIMENT_BATCH)(model, dataset, seed).train,
         epochs=-(-updates // steps),
         steps_per_epoch=steps,
         shuffle=False,
@@ -279,7 +287,7 @@ def _show_flips(axes: Axes, ledger: Ledger) -> None:
         axes.plot([r["update"] for r in records], [r["rate"] for r in records], marker=".", label=arm)
     axes.set(title="Weights that change sign, per twentieth of the training", xlabel="update", ylabel="share")
     axes.set_yscale("symlog", linthresh=1e-4)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _show_image(axes: Axes, image: np.ndarray, title: str, cmap: str = "gray") -> None:

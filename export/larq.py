@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ class LarqRun:
     """What running a flatbuffer gave.
 
     Args:
-        outputs: list of arrays, in the file's order.
+        outputs: dict from output name to array.
         seconds: float. Median time of one example.
         size: int. Bytes of the file.
     """
 
-    outputs: list[np.ndarray]
+    outputs: dict[str, np.ndarray]
     seconds: float
     size: int
 
@@ -209,7 +209,7 @@ def run(path: str | Path, inputs: Mapping[str, np.ndarray], rounds: int = 50) ->
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1. Received: rounds={rounds}")
     path = Path(path).resolve()
-    names = input_names(path.read_bytes())
+    names, output_names = signature_names(path.read_bytes())
     if set(names) != set(inputs):
         raise ValueError(f"`inputs` must be {names}. Received: {sorted(inputs)}")
     # Anything else would be pickled on its way
@@ -221,13 +221,18 @@ def run(path: str | Path, inputs: Mapping[str, np.ndarray], rounds: int = 50) ->
         np.savez(given, **arrays)
         _work("run", str(path), given, found, str(rounds))
         with np.load(found, allow_pickle=False) as file:
-            outputs = [file[f"output_{index}"] for index in range(len(file.files) - 1)]
+            outputs = {name: file[f"output_{index}"] for index, name in enumerate(output_names)}
             seconds = statistics.median(file["seconds"].tolist())
     return LarqRun(outputs, seconds, path.stat().st_size)
 
 
-def input_names(content: bytes) -> list[str]:
-    """Returns the names of a flatbuffer's inputs in order, without what the converter adds to them."""
-    graph = read(content).subgraphs[0]
-    names = [graph.tensors[index].name.decode() for index in graph.inputs]
-    return [name.removeprefix("serving_default_").split(":")[0] for name in names]
+def signature_names(content: bytes) -> tuple[list[str], list[str]]:
+    """Returns the names of a flatbuffer's inputs and outputs, in the file's order."""
+    model = read(content)
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    return _names(signature.inputs, graph.inputs), _names(signature.outputs, graph.outputs)
+
+
+def _names(named: Sequence[Any], order: Sequence[int]) -> list[str]:
+    names = {each.tensorIndex: each.name.decode() for each in named}
+    return [names[index] for index in order]

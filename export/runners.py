@@ -23,7 +23,7 @@ def open_artifact(format: str, paths: dict[str, Path]) -> Runner:
     """Opens an artifact for running.
 
     Args:
-        format: str. `"saved_model"`, `"litert"` or `"onnx"`.
+        format: str. `"saved_model"`, `"litert"`, `"onnx"`, `"lce"` or `"packed"`.
         paths: dict from signature to the file (for a SavedModel the directory) that holds it.
 
     Returns:
@@ -36,6 +36,8 @@ def open_artifact(format: str, paths: dict[str, Path]) -> Runner:
         "saved_model": saved_model_runner,
         "litert": litert_runner,
         "onnx": onnx_runner,
+        "lce": larq_runner,
+        "packed": packed_runner,
     }[format]
     try:
         return opener(paths)
@@ -93,6 +95,28 @@ def onnx_runner(paths: dict[str, Path]) -> Runner:
         session = sessions[signature]
         values = session.run(None, {name: np.asarray(value) for name, value in inputs.items()})
         return dict(zip((output.name for output in session.get_outputs()), values, strict=True))
+
+    return run
+
+
+def larq_runner(paths: dict[str, Path]) -> Runner:
+    """Runs a file of Larq Compute Engine in that engine's own environment; every call is a process of its own."""
+    from zoo.export import larq
+
+    def run(signature: str, inputs: Arrays) -> Arrays:
+        return larq.run(paths[signature], inputs, rounds=1).outputs
+
+    return run
+
+
+def packed_runner(paths: dict[str, Path]) -> Runner:
+    """Runs a bit-packed network, by numba where that is installed."""
+    from zoo.compression.binary import PackedModel, default_engine
+
+    model = PackedModel.load(next(iter(paths.values())), default_engine())
+
+    def run(signature: str, inputs: Arrays) -> Arrays:
+        return {"logits": model.predict(**inputs)}
 
     return run
 

@@ -8,6 +8,17 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 
 
+@pytest.fixture(scope="session")
+def larq_environment():
+    """Makes the environment of Larq Compute Engine, or skips: there may be no network or no fitting Python."""
+    from zoo.export import ExportError, larq
+
+    try:
+        return larq.environment_python()
+    except ExportError as error:
+        pytest.skip(f"No environment for Larq Compute Engine: {error}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Gives every test the same random start, whatever ran before it."""

@@ -284,6 +284,12 @@ def test_convolution_refuses():
             binary.xnor_convolution(*arguments)
 
 
+def test_engine_is_numba_where_that_is_installed(monkeypatch):
+    assert binary.default_engine() == "numba"
+    monkeypatch.setattr(binary.importlib.util, "find_spec", lambda name: None)
+    assert binary.default_engine() == "numpy"
+
+
 def test_missing_numba_is_named_with_its_extra(monkeypatch):
     def refuse(name):
         raise ImportError("No module named 'numba'")

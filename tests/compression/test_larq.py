@@ -28,20 +28,11 @@ def random_model(seed=0, **changes):
     return model
 
 
-@pytest.fixture(scope="session")
-def environment():
-    """Makes the engine's environment, or skips: there may be no network or no fitting Python."""
-    try:
-        return larq.environment_python()
-    except ExportError as error:
-        pytest.skip(f"No environment for Larq Compute Engine: {error}")
-
-
 # === With the engine ===
 
 
 @pytest.mark.parametrize("changes", [{}, {"padding_value": 0, "gate": False}])
-def test_converted_network_gives_the_logits_of_keras(tmp_path, environment, changes):
+def test_converted_network_gives_the_logits_of_keras(tmp_path, larq_environment, changes):
     model = random_model(**changes)
     directory = larq.write_static_saved_model(model, tmp_path / "saved")
     ops = larq.convert(directory, tmp_path / "model.tflite")
@@ -51,14 +42,14 @@ def test_converted_network_gives_the_logits_of_keras(tmp_path, environment, chan
 
     # Every binary convolution is one, also those of stride 2
     assert ops["custom:LceBconv2d"] == len(model.binary_convs) == 6
-    errors = np.abs(done.outputs[0] - wanted).max(axis=1) / np.abs(wanted).max()
+    errors = np.abs(done.outputs["logits"] - wanted).max(axis=1) / np.abs(wanted).max()
     assert (errors < 1e-4).mean() >= 0.8
-    np.testing.assert_array_equal(done.outputs[0].argmax(axis=1), wanted.argmax(axis=1))
+    np.testing.assert_array_equal(done.outputs["logits"].argmax(axis=1), wanted.argmax(axis=1))
     assert done.size == (tmp_path / "model.tflite").stat().st_size < 200_000
     assert 0 < done.seconds < 1
 
 
-def test_network_without_binary_kernels_is_refused(tmp_path, environment):
+def test_network_without_binary_kernels_is_refused(tmp_path, larq_environment):
     module = tf.Module()
     dense = tf.function(lambda x: {"y": x @ tf.ones((3, 2))}).get_concrete_function(tf.TensorSpec((1, 3), name="x"))
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures=dense)
@@ -68,7 +59,7 @@ def test_network_without_binary_kernels_is_refused(tmp_path, environment):
     assert not (tmp_path / "model.tflite").exists()
 
 
-def test_running_refuses_inputs_that_do_not_fit(tmp_path, environment):
+def test_running_refuses_inputs_that_do_not_fit(tmp_path, larq_environment):
     directory = larq.write_static_saved_model(random_model(), tmp_path / "saved")
     larq.convert(directory, tmp_path / "model.tflite")
     path, good = tmp_path / "model.tflite", np.zeros((1, 28, 28, 1), np.float32)

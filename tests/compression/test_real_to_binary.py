@@ -1,6 +1,7 @@
 """Real-to-binary networks: the arithmetic of the blocks, the losses, and what passes from stage to stage."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -26,10 +27,11 @@ from zoo.compression.real_to_binary import (
     ClipToUnit,
     HalfBlock,
     RealToBinaryNet,
+    binary_kernel,
     binary_sign,
     same_padding,
 )
-from zoo.experiments.real_to_binary import ARMS, RECIPES, FlipRates
+from zoo.experiments.real_to_binary import ARMS, NETWORK, RECIPES, FlipRates, reproduce
 from zoo.training import run as training
 
 SMALL = dict(
@@ -121,6 +123,16 @@ def test_forward_graph_of_the_sign_is_a_comparison_and_a_selection():
     ops = {node.op for node in concrete.graph.as_graph_def().node} - {"Placeholder", "Const", "Identity", "IdentityN"}
 
     assert ops == {"GreaterEqual", "SelectV2"}
+
+
+def test_sign_of_a_kernel_is_the_sign_and_becomes_a_constant_of_exported_files(tmp_path):
+    values = tf.constant([0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 0.3, -2.0])
+    np.testing.assert_array_equal(binary_kernel(values), binary_sign(values))
+    report = zoo.export.export_model(small_model(), tmp_path / "out", ["litert"], benchmark=False)
+
+    # One selection for the input of each convolution, and none for its kernel
+    assert report.artifacts[0].ops["SELECT_V2"] == 4
+    assert "SIGN" not in report.artifacts[0].ops
 
 
 @pytest.mark.parametrize(
@@ -407,6 +419,17 @@ def test_model_round_trip(tmp_path):
     np.testing.assert_array_equal(loaded(images()), model(images()))
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_momentum_is_that_of_every_normalisation(real):
+    model = RealToBinaryNet(**{**SMALL, "stem": "imagenet", "image_size": 16}, real=real, normalization_momentum=0.5)
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+
+    # Stem, four halves and one shortcut
+    assert [norm.momentum for norm in norms] == [0.5] * 6
+    assert RealToBinaryNet(**SMALL).blocks[0].halves[0].norm.momentum == 0.99
+    assert RealToBinaryNet.from_config(model.get_config()).stem.norm.momentum == 0.5
+
+
 # === Training ===
 
 
@@ -538,9 +561,33 @@ def test_flip_rates_are_shares_of_changed_signs():
 @pytest.mark.parametrize("name", ARMS)
 def test_arms_are_complete(name):
     arm = ARMS[name]
-    model = zoo.get("real_to_binary", "fashion", weights=None, **arm.changes)
+    model = zoo.get("real_to_binary", "fashion", weights=None, **{**NETWORK, **arm.changes})
 
     assert len(Progression(model, arm.stages, 100).distillers) == len(arm.stages)
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_recipes_compile_what_they_train(preset):
+    recipe = RECIPES[preset]
+    model = zoo.get("real_to_binary", preset, weights=None)
+    recipe.compile(model, recipe.epochs * recipe.steps_per_epoch)
+
+    assert recipe.preset == preset and recipe.monitor == "val_deployable_error"
+    # The last stage has epochs of its own to choose weights from
+    assert model.progression.starts[-1] < (recipe.epochs - 1) * recipe.steps_per_epoch
+
+
+@pytest.mark.slow
+def test_experiment_writes_results_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.experiments.real_to_binary.available_dataset", lambda progress: "fashion_mnist_sample")
+    lines = []
+    for _ in range(2):
+        reproduce(tmp_path, 1, 12, {"widths": [8], "depths": [1], "gate_ratio": 4}, lines.append)
+    results = json.loads((tmp_path / "real_to_binary.json").read_text())
+
+    assert len(lines) == len(ARMS)
+    assert set(results["tables"]["accuracy"]) == set(ARMS)
+    assert (tmp_path / "real_to_binary.png").stat().st_size > 10_000
 
 
 # === Bad input ===
@@ -559,6 +606,7 @@ def test_arms_are_complete(name):
         ({"scale": "row"}, "`scale` must be one of"),
         ({"scale_initializer": "zeros"}, "`scale_initializer` must be one of"),
         ({"padding_value": 2}, "`padding_value` must be 0 or 1"),
+        ({"normalization_momentum": 1.0}, "`normalization_momentum` must be from 0 to below 1"),
         ({"activation_mode": "relu"}, "`activation_mode` must be one of"),
         ({"weight_mode": "ternary"}, "`weight_mode` must be one of"),
         ({"gate_ratio": 0}, "`gate_ratio` must be at least 1"),

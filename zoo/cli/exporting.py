@@ -19,7 +19,7 @@ from zoo.cli.terminal import (
     stages,
     write_json,
 )
-from zoo.export import FORMATS, QUANTIZATIONS, ExportReport
+from zoo.export import ENGINES, FORMATS, QUANTIZATIONS, ExportReport
 from zoo.export.report import read_manifest
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--quantization", action="append", choices=QUANTIZATIONS, help="may be repeated (default: none)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="instead of formats, for binary networks: one bit a weight, for Larq Compute Engine or this library",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the bundle")
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
     parser.add_argument("--allow-flex", action="store_true", help="let LiteRT files need TensorFlow's operators")
@@ -69,25 +74,47 @@ def export(options: argparse.Namespace) -> None:
     from zoo.files import check_writable
 
     check_source(options.source, options.preset)
+    if options.engine is not None:
+        _refuse_with_engine(options)
     check_writable(options.output)
     with stages() as say:
         say("Loading the model")
         model = load_model(options.source, options.preset)
-        chosen = {} if options.opset is None else {"opset": options.opset}
-        report = _export(
-            model,
-            options.output,
-            say,
-            formats=options.format or FORMATS,
-            quantization=options.quantization or "none",
-            allow_flex=options.allow_flex,
-            skip_refused=options.skip_refused,
-            overwrite=options.overwrite,
-            **chosen,
-        )
+        if options.engine is not None:
+            report = _export_binary(model, options, say)
+        else:
+            report = _export_formats(model, options, say)
     show_report(report, options.json)
     if not options.json:
         console().print(f"Bundle: {options.output}", soft_wrap=True)
+
+
+def _refuse_with_engine(options: argparse.Namespace) -> None:
+    names = ("format", "quantization", "opset", "allow_flex", "skip_refused")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    if given:
+        raise ValueError(f"`--engine` takes the place of formats and their options. Received: {' '.join(given)}")
+
+
+def _export_binary(model: keras.Model, options: argparse.Namespace, say: Say) -> ExportReport:
+    from zoo.export import export_binary
+
+    return export_binary(model, options.output, options.engine, overwrite=options.overwrite, progress=say)
+
+
+def _export_formats(model: keras.Model, options: argparse.Namespace, say: Say) -> ExportReport:
+    chosen = {} if options.opset is None else {"opset": options.opset}
+    return _export(
+        model,
+        options.output,
+        say,
+        formats=options.format or FORMATS,
+        quantization=options.quantization or "none",
+        allow_flex=options.allow_flex,
+        skip_refused=options.skip_refused,
+        overwrite=options.overwrite,
+        **chosen,
+    )
 
 
 def _export(model: keras.Model, directory: Path, say: Say, **arguments: Any) -> ExportReport:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -210,7 +211,14 @@ def _same_padding(size: int, kernel_size: int, strides: int) -> tuple[int, int]:
 
 
 def _ones(channels: int) -> np.ndarray:
-    return pack_signs(np.ones(channels, bool))
+    words = np.full(num_words(channels), np.iinfo(np.uint64).max, np.uint64)
+    words[-1] >>= np.uint64(WORD * len(words) - channels)
+    return words
+
+
+def default_engine() -> str:
+    """Returns `"numba"` where that is installed, else `"numpy"`."""
+    return "numba" if importlib.util.find_spec("numba") else "numpy"
 
 
 def _check_engine(engine: str) -> None:
@@ -262,6 +270,11 @@ class PackedModel:
         if found != expected:
             wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
             raise ValueError(f"`arrays` must be those that `config` says. Received: other ones in {wrong[:5]}")
+        self._parts: list[dict[str, np.ndarray]] = [{} for _ in self.config["halves"]]
+        for name, value in self.arrays.items():
+            place, _, own = name.partition("/")
+            if place.startswith("half_"):
+                self._parts[int(place.removeprefix("half_"))][own] = value
 
     def predict(self, image: Any) -> np.ndarray:
         """Returns logits.
@@ -282,8 +295,8 @@ class PackedModel:
         if not ((image >= 0) & (image <= 1)).all():
             raise ValueError(f"`image` must be in [0, 1]. Received: values from {image.min()} to {image.max()}")
         x = self._stem(image)
-        for index, half in enumerate(self.config["halves"]):
-            x = self._half(f"half_{index}", half, x)
+        for index in range(len(self.config["halves"])):
+            x = self._half(index, x)
         return x.mean(axis=(1, 2)) @ self.arrays["classifier/kernel"] + self.arrays["classifier/bias"]
 
     def _stem(self, image: np.ndarray) -> np.ndarray:
@@ -293,20 +306,39 @@ class PackedModel:
         x = _prelu(x * self.arrays["stem/scale"] + self.arrays["stem/offset"], self.arrays["stem/slope"])
         return _max_pool(x) if self.config["stem"] == "imagenet" else x
 
-    def _half(self, name: str, half: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
-        part = {key.removeprefix(f"{name}/"): value for key, value in self.arrays.items() if key.startswith(f"{name}/")}
+    def sums(self, index: int, x: np.ndarray) -> np.ndarray:
+        """Returns what the binary convolution of a half block gives, before any scale.
+
+        Args:
+            index: int. Which half block.
+            x: float32 array `(batch, height, width, channels)`: the input of the half block.
+
+        Returns:
+            int32 array `(batch, height / strides, width / strides, filters)`, exact.
+        """
+        half, part = self.config["halves"][index], self._parts[index]
         bits = self._bits(x, part["threshold"], part["flipped"])
-        sums = xnor_convolution(
-            bits, part["kernel"], x.shape[-1], half["strides"], self.config["padding_value"], self.engine
+        padding_value = self.config["padding_value"]
+        return xnor_convolution(bits, part["kernel"], x.shape[-1], half["strides"], padding_value, self.engine)
+
+    def _half(self, index: int, x: np.ndarray) -> np.ndarray:
+        half, part = self.config["halves"][index], self._parts[index]
+        sums, shortcut = self.sums(index, x), self._shortcut(part, half["strides"], x)
+        batch, height, width, filters = sums.shape
+        rows, columns, channels = (
+            part[name].reshape(-1) if name in part else np.ones(length, np.float32)
+            for name, length in (("alpha_height", height), ("alpha_width", width), ("alpha", filters))
         )
-        v = sums.astype(np.float32)
-        for scale in ("alpha_height", "alpha_width", "alpha"):
-            if scale in part:
-                v = v * part[scale]
+        gates = np.ones((batch, filters), np.float32)
         if "gate_reduce" in part:
             hidden = np.maximum(x.mean(axis=(1, 2)) @ part["gate_reduce"] + part["gate_bias"], 0)
-            v = v * _sigmoid(hidden @ part["gate_expand"])[:, None, None, :]
-        return _prelu(v, part["slope"]) + self._shortcut(part, half["strides"], x)
+            gates = _sigmoid(hidden @ part["gate_expand"])
+        if self.engine == "numba":
+            out = np.empty(sums.shape, np.float32)
+            _kernels().scale_and_add(sums, rows, columns, channels, gates, part["slope"], shortcut, out)
+            return out
+        v = sums.astype(np.float32) * rows[:, None, None] * columns[:, None] * channels * gates[:, None, None]
+        return _prelu(v, part["slope"]) + shortcut
 
     def _bits(self, x: np.ndarray, threshold: np.ndarray, flipped: np.ndarray) -> np.ndarray:
         if self.engine == "numpy":
@@ -462,9 +494,12 @@ def _max_pool(x: np.ndarray) -> np.ndarray:
 
 
 def _average_pool(x: np.ndarray) -> np.ndarray:
-    windows = _windows(_pad(x, 2, 2, np.nan), 2, 2)
-    # Of an odd size the last window has less than four values
-    return np.nanmean(windows.reshape(*windows.shape[:3], 4, -1), axis=3)
+    for axis in (1, 2):
+        size = x.shape[axis]
+        # Of an odd size the last window has one value
+        counts = np.minimum(size - np.arange(0, size, 2), 2).astype(np.float32)
+        x = np.add.reduceat(x, np.arange(0, size, 2), axis) / np.expand_dims(counts, tuple(range(1, x.ndim - axis)))
+    return x
 
 
 def _prelu(x: np.ndarray, slope: np.ndarray) -> np.ndarray:

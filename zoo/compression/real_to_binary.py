@@ -31,7 +31,8 @@ from zoo.model import Signature
 SCALES = ("channel", "hwc", "none")
 SCALE_INITIALIZERS = ("ones", "kernel_mean")
 STEMS = ("imagenet", "cifar", "strided")
-BATCH_NORM_MOMENTUM = 0.99
+# Of the moving statistics (Martinez et al. 2020, section 5)
+NORMALIZATION_MOMENTUM = 0.99
 
 
 # === Binarisation ===
@@ -48,14 +49,29 @@ def binary_sign(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
         x: float tensor.
     """
 
-    def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        return upstream * tf.cast(tf.abs(x) <= 1, upstream.dtype)
+    return tf.where(x >= 0, tf.constant(1, x.dtype), tf.constant(-1, x.dtype)), lambda upstream: _inside(x, upstream)
 
-    return tf.where(x >= 0, tf.constant(1, x.dtype), tf.constant(-1, x.dtype)), gradient
+
+@tf.custom_gradient
+def binary_kernel(kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """Returns what `binary_sign` returns, in a form that LiteRT's converter folds into a constant.
+
+    It does not fold what grows: a selection by one byte a weight would be made anew, and transposed, at every call, and is
+    no kernel that static int8 can hold.
+
+    Args:
+        kernel: float tensor.
+    """
+    return tf.sign(tf.sign(kernel) + 0.5), lambda upstream: _inside(kernel, upstream)
+
+
+def _inside(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    return upstream * tf.cast(tf.abs(x) <= 1, upstream.dtype)
 
 
 # From real to binary: values as they are, squashed, and of one bit.
 BINARIZATIONS = {"none": lambda x: x, "tanh": ops.tanh, "sign": lambda x: binary_sign(tf.convert_to_tensor(x))}
+KERNEL_BINARIZATIONS = {**BINARIZATIONS, "sign": lambda kernel: binary_kernel(tf.convert_to_tensor(kernel))}
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -118,7 +134,7 @@ class BinaryConv2D(keras.layers.Layer):
             x: float tensor `(batch, height, width, channels)`.
         """
         x = BINARIZATIONS[self.activation_mode](x)
-        kernel = BINARIZATIONS[self.weight_mode](ops.convert_to_tensor(self.kernel))
+        kernel = KERNEL_BINARIZATIONS[self.weight_mode](ops.convert_to_tensor(self.kernel))
         if self.padding_value == 0:
             return ops.conv(x, kernel, self.strides, "same")
         # Padded as "same" pads, also where stride 2 makes that uneven: binary engines take the pair for "same"
@@ -229,12 +245,16 @@ class Shortcut(keras.layers.Layer):
         filters: int. Number of output channels.
         strides: int.
         pool: bool. Whether strides are taken by average pooling rather than by the convolution.
+        momentum: float. Of the normalisation's moving statistics.
     """
 
-    def __init__(self, filters: int, strides: int, pool: bool = True, **kwargs: Any):
+    def __init__(
+        self, filters: int, strides: int, pool: bool = True, momentum: float = NORMALIZATION_MOMENTUM, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
+        self.momentum = momentum
         options = dict(padding="same", name="pool", dtype=self.dtype_policy)
         self.pool = keras.layers.AveragePooling2D(strides, **options) if pool and strides > 1 else None
 
@@ -246,7 +266,7 @@ class Shortcut(keras.layers.Layer):
         strides = 1 if self.pool else self.strides
         options = dict(use_bias=False, name="conv", dtype=self.dtype_policy)
         self.conv = keras.layers.Conv2D(self.filters, 1, strides, padding="same", **options)
-        self.norm = _normalization("norm", self.dtype_policy)
+        self.norm = _normalization("norm", self.momentum, self.dtype_policy)
         self.conv.build(input_shape)
         self.norm.build((*input_shape[:-1], self.filters))
 
@@ -268,6 +288,7 @@ class HalfBlock(keras.layers.Layer):
         gate_ratio: int or None. Narrowing inside the gate; None for no gate.
         scale: str. `"channel"`, `"hwc"` or `"none"`.
         scale_initializer: str. `"ones"`, or `"kernel_mean"`, the mean of |W| of each filter.
+        momentum: float. Of the normalisations' moving statistics.
         **binary: `padding_value`, `activation_mode` and `weight_mode` of `BinaryConv2D`; arguments of a layer.
 
     Reference:
@@ -284,11 +305,12 @@ class HalfBlock(keras.layers.Layer):
         padding_value: int = 0,
         activation_mode: str = "sign",
         weight_mode: str = "sign",
+        momentum: float = NORMALIZATION_MOMENTUM,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
-        self.norm = _normalization("norm", policy)
+        self.norm = _normalization("norm", momentum, policy)
         self.conv = BinaryConv2D(
             filters, 3, strides, padding_value, activation_mode, weight_mode, name="conv", dtype=policy
         )
@@ -296,7 +318,7 @@ class HalfBlock(keras.layers.Layer):
         self.scale = OutputScale(scale, initializer, name="scale", dtype=policy) if scale != "none" else None
         self.gate = ChannelGate(filters, gate_ratio, name="gate", dtype=policy) if gate_ratio is not None else None
         self.activation = keras.layers.PReLU(shared_axes=[1, 2], name="activation", dtype=policy)
-        self.shortcut = Shortcut(filters, strides, name="shortcut", dtype=policy)
+        self.shortcut = Shortcut(filters, strides, momentum=momentum, name="shortcut", dtype=policy)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates all weights."""
@@ -361,9 +383,10 @@ class RealBlock(keras.layers.Layer):
     Args:
         filters: int. Number of output channels.
         strides: int. Of the first convolution.
+        momentum: float. Of the normalisations' moving statistics.
     """
 
-    def __init__(self, filters: int, strides: int, **kwargs: Any):
+    def __init__(self, filters: int, strides: int, momentum: float = NORMALIZATION_MOMENTUM, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
@@ -373,8 +396,8 @@ class RealBlock(keras.layers.Layer):
             keras.layers.Conv2D(filters, 3, stride, name=f"conv_{index}", **options)
             for index, stride in enumerate((strides, 1))
         ]
-        self.norms = [_normalization(f"norm_{index}", policy) for index in range(2)]
-        self.shortcut = Shortcut(filters, strides, pool=False, name="shortcut", dtype=policy)
+        self.norms = [_normalization(f"norm_{index}", momentum, policy) for index in range(2)]
+        self.shortcut = Shortcut(filters, strides, pool=False, momentum=momentum, name="shortcut", dtype=policy)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates all weights."""
@@ -400,16 +423,19 @@ class Stem(keras.layers.Layer):
         kind: str. `"imagenet"` (7x7 of stride 2, then max-pooling of stride 2), `"cifar"` (3x3) or `"strided"` (3x3 of
             stride 2).
         activation: str. `"prelu"` or `"relu"`.
+        momentum: float. Of the normalisation's moving statistics.
     """
 
-    def __init__(self, filters: int, kind: str, activation: str, **kwargs: Any):
+    def __init__(
+        self, filters: int, kind: str, activation: str, momentum: float = NORMALIZATION_MOMENTUM, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         kernel_size, strides = {"imagenet": (7, 2), "cifar": (3, 1), "strided": (3, 2)}[kind]
         self.conv = keras.layers.Conv2D(
             filters, kernel_size, strides, padding="same", use_bias=False, name="conv", dtype=policy
         )
-        self.norm = _normalization("norm", policy)
+        self.norm = _normalization("norm", momentum, policy)
         self.activation = (
             keras.layers.PReLU(shared_axes=[1, 2], name="activation", dtype=policy)
             if activation == "prelu"
@@ -457,6 +483,8 @@ class RealToBinaryNet(ImageClassifier):
         scale: str. Trainable output scales: `"channel"`, `"hwc"` or `"none"`. Defaults to `"channel"`.
         scale_initializer: str. `"ones"` or `"kernel_mean"`. Defaults to `"ones"`.
         padding_value: int. What binary activations are padded with: 0 or 1. Defaults to 0.
+        normalization_momentum: float. Of the moving statistics of batch normalisation; smaller for trainings whose stages
+            have few hundred updates, where the statistics lag behind. Defaults to 0.99.
         activation_mode: str. `"sign"`, `"tanh"` or `"none"`: how far the convolutions' inputs are binary.
         weight_mode: str. The same for their weights.
         real: bool. Whether this is the float teacher: ordinary blocks, which have none of the options above.
@@ -488,6 +516,7 @@ class RealToBinaryNet(ImageClassifier):
         scale: Literal["channel", "hwc", "none"] = "channel",
         scale_initializer: Literal["ones", "kernel_mean"] = "ones",
         padding_value: int = 0,
+        normalization_momentum: float = NORMALIZATION_MOMENTUM,
         activation_mode: Literal["sign", "tanh", "none"] = "sign",
         weight_mode: Literal["sign", "tanh", "none"] = "sign",
         real: bool = False,
@@ -507,6 +536,8 @@ class RealToBinaryNet(ImageClassifier):
         ):
             _require(value in known, name, f"one of {known}", value)
         _require(padding_value in (0, 1), "padding_value", "0 or 1", padding_value)
+        inside = 0 <= normalization_momentum < 1
+        _require(inside, "normalization_momentum", "from 0 to below 1", normalization_momentum)
         _check_modes(activation_mode, weight_mode)
         self.image_size = image_size
         self.num_channels = num_channels
@@ -520,6 +551,7 @@ class RealToBinaryNet(ImageClassifier):
         self.scale = scale
         self.scale_initializer = scale_initializer
         self.padding_value = padding_value
+        self.normalization_momentum = normalization_momentum
         self.activation_mode = activation_mode
         self.weight_mode = weight_mode
         self.real = real
@@ -527,7 +559,8 @@ class RealToBinaryNet(ImageClassifier):
 
         # === Layers ===
         policy = self.dtype_policy
-        self.stem = Stem(self.widths[0], stem, "relu" if real else "prelu", name="stem", dtype=policy)
+        activation = "relu" if real else "prelu"
+        self.stem = Stem(self.widths[0], stem, activation, normalization_momentum, name="stem", dtype=policy)
         self.blocks = [
             self._block(filters, strides, f"block_{index}") for index, (filters, strides) in enumerate(self._shapes())
         ]
@@ -543,12 +576,13 @@ class RealToBinaryNet(ImageClassifier):
     def _block(self, filters: int, strides: int, name: str) -> keras.layers.Layer:
         policy = self.dtype_policy
         if self.real:
-            return RealBlock(filters, strides, name=name, dtype=policy)
+            return RealBlock(filters, strides, self.normalization_momentum, name=name, dtype=policy)
         options = dict(
             gate_ratio=self.gate_ratio if self.use_gate else None,
             scale=self.scale,
             scale_initializer=self.scale_initializer,
             padding_value=self.padding_value,
+            momentum=self.normalization_momentum,
             activation_mode=self.activation_mode,
             weight_mode=self.weight_mode,
         )
@@ -705,6 +739,7 @@ class RealToBinaryNet(ImageClassifier):
             "scale": self.scale,
             "scale_initializer": self.scale_initializer,
             "padding_value": self.padding_value,
+            "normalization_momentum": self.normalization_momentum,
             "activation_mode": self.activation_mode,
             "weight_mode": self.weight_mode,
             "real": self.real,
@@ -717,8 +752,8 @@ class RealToBinaryNet(ImageClassifier):
         return self.predict_signature(lambda image: self.forward(image)[0])
 
 
-def _normalization(name: str, policy: Any) -> keras.layers.BatchNormalization:
-    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=name, dtype=policy)
+def _normalization(name: str, momentum: float, policy: Any) -> keras.layers.BatchNormalization:
+    return keras.layers.BatchNormalization(momentum=momentum, name=name, dtype=policy)
 
 
 def _check_modes(activation_mode: str, weight_mode: str) -> None:

@@ -85,3 +85,35 @@ def xnor_convolution(
                             counts[o] += np.int64(_popcount(word ^ kernel[tap, k, o]))
                 for o in range(filters):
                     sums[n, i, j, o] = taps * channels - 2 * counts[o]
+
+
+@numba.njit(cache=True, nogil=True)
+def scale_and_add(
+    sums: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    channels: np.ndarray,
+    gates: np.ndarray,
+    slope: np.ndarray,
+    shortcut: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Ends a half block: scales the sums, applies PReLU, adds the shortcut.
+
+    Args:
+        sums: int32 array `(batch, height, width, filters)`.
+        rows: float32 array `(height,)`. Scales, as the next three.
+        columns: float32 array `(width,)`.
+        channels: float32 array `(filters,)`.
+        gates: float32 array `(batch, filters)`.
+        slope: float32 array `(filters,)`.
+        shortcut: float32 array of the shape of `sums`.
+        out: float32 array of that shape, overwritten.
+    """
+    batch, height, width, filters = sums.shape
+    for n in range(batch):
+        for i in range(height):
+            for j in range(width):
+                for o in range(filters):
+                    v = np.float32(sums[n, i, j, o]) * rows[i] * columns[j] * channels[o] * gates[n, o]
+                    out[n, i, j, o] = (v if v > 0 else slope[o] * v) + shortcut[n, i, j, o]
