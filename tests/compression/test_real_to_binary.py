@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import zoo
+from zoo.compression.binary import same_padding
 from zoo.compression.progressive import (
     DROPS,
     REAL_TO_BINARY_STAGES,
@@ -29,7 +30,6 @@ from zoo.compression.real_to_binary import (
     RealToBinaryNet,
     binary_kernel,
     binary_sign,
-    same_padding,
 )
 from zoo.experiments.real_to_binary import ARMS, NETWORK, RECIPES, FlipRates, reproduce
 from zoo.training import run as training

@@ -166,7 +166,7 @@ def xnor_convolution(
             f"`bits` (batch, height, width, words) and `kernel` (taps, words, filters) must fit {channels} channels. "
             f"Received: {bits.shape} and {kernel.shape}"
         )
-    padding = [_same_padding(length, size, strides) for length in bits.shape[1:3]]
+    padding = [same_padding(length, size, strides) for length in bits.shape[1:3]]
     if engine == "numpy":
         return _numpy_convolution(bits, kernel, channels, strides, padding, padding_value)
     shape = (bits.shape[0], *(-(-length // strides) for length in bits.shape[1:3]), kernel.shape[2])
@@ -205,7 +205,8 @@ def _windows(values: np.ndarray, size: int, strides: int) -> np.ndarray:
     return views.transpose(0, 1, 2, 4, 5, 3).reshape(*views.shape[:3], -1)
 
 
-def _same_padding(size: int, kernel_size: int, strides: int) -> tuple[int, int]:
+def same_padding(size: int, kernel_size: int, strides: int) -> tuple[int, int]:
+    """Returns how many places `"same"` padding adds before and after an axis."""
     total = max((-(-size // strides) - 1) * strides + kernel_size - size, 0)
     return total // 2, total - total // 2
 
@@ -484,7 +485,7 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]
 
 
 def _pad(x: np.ndarray, size: int, strides: int, value: float) -> np.ndarray:
-    padding = [_same_padding(length, size, strides) for length in x.shape[1:3]]
+    padding = [same_padding(length, size, strides) for length in x.shape[1:3]]
     return np.pad(x, [(0, 0), *padding, (0, 0)], constant_values=value)
 
 

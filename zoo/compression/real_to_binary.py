@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from zoo.compression.binary import same_padding
 from zoo.compression.image_classifier import ImageClassifier
 from zoo.compression.progressive import Progression, Stage, attention_map
 from zoo.model import Signature
@@ -157,12 +158,6 @@ class BinaryConv2D(keras.layers.Layer):
             "activation_mode": self.activation_mode,
             "weight_mode": self.weight_mode,
         }
-
-
-def same_padding(size: int, kernel_size: int, strides: int) -> tuple[int, int]:
-    """Returns how many places `"same"` padding adds before and after an axis."""
-    total = max((-(-size // strides) - 1) * strides + kernel_size - size, 0)
-    return total // 2, total - total // 2
 
 
 # === Blocks ===
