@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,25 +20,38 @@ def refresh_statistics(model: keras.Model, data: tf.data.Dataset, batches: int =
         data: `tf.data.Dataset` of training batches `(inputs, ...)`.
         batches: int. Number of batches.
     """
-    if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()):
-        return
-    run = tf.function(lambda inputs: model(inputs, training=True), reduce_retracing=True)
-    for batch in data.take(batches):
-        run(keras.utils.unpack_x_y_sample_weight(batch)[0])
+    if _is_normalized(model):
+        _run(_pass(model), data.take(batches))
+
+
+def _is_normalized(model: keras.Model) -> bool:
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
+
+
+def _pass(model: keras.Model) -> Callable[[Any], Any]:
+    return tf.function(lambda inputs: model(inputs, training=True), reduce_retracing=True)
+
+
+def _run(function: Callable[[Any], Any], data: tf.data.Dataset) -> None:
+    for batch in data:
+        function(keras.utils.unpack_x_y_sample_weight(batch)[0])
 
 
 class RefreshStatistics(keras.callbacks.Callback):
-    """Calls `refresh_statistics` before every validation.
+    """Does what `refresh_statistics` does before every validation, with the same batches each time.
 
     Args:
         data: `tf.data.Dataset` of training batches.
-        batches: int. Number of batches.
+        batches: int. Number of batches, which are kept in memory.
     """
 
     def __init__(self, data: tf.data.Dataset, batches: int = 50) -> None:
         super().__init__()
-        self.data, self.batches = data, batches
+        self.data = data.take(batches).cache()
+        self._function: Callable[[Any], Any] | None = None
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Refreshes the model's statistics."""
-        refresh_statistics(self.model, self.data, self.batches)
+        if _is_normalized(self.model):
+            self._function = self._function or _pass(self.model)
+            _run(self._function, self.data)
