@@ -88,6 +88,7 @@ RECIPES = {
         compile=compile_phases,
         evaluate=evaluate,
         monitor="val_constrained_error",
+        last_phase=FLOAT_SHARE,
         callbacks=lambda data: [RefreshStatistics(data.train)],
     )
 }

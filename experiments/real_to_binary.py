@@ -36,6 +36,7 @@ BINARY = dataclasses.replace(BINARY, learning_rate=1e-3)
 STAGES = tuple(
     dataclasses.replace(stage, share=share) for stage, share in ((FLOAT, 1), (TANH, 1), (ACTIVATIONS, 1), (BINARY, 3))
 )
+LAST_STAGE = 1 - STAGES[-1].share / sum(stage.share for stage in STAGES)
 
 
 def compiler(stages: Sequence[Stage]) -> Callable[[RealToBinaryNet, int], None]:
@@ -60,6 +61,7 @@ RECIPES = {
         compile=compiler(STAGES),
         evaluate=evaluate,
         monitor="val_deployable_error",
+        last_phase=LAST_STAGE,
     ),
     "cifar10": Recipe(
         method="real_to_binary",
@@ -71,6 +73,7 @@ RECIPES = {
         compile=compiler(STAGES),
         evaluate=evaluate,
         monitor="val_deployable_error",
+        last_phase=LAST_STAGE,
     ),
 }
 

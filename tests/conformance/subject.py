@@ -19,7 +19,7 @@ from zoo.training.recipe import Recipe
 from zoo.training.run import find_recipe
 
 SEED = 7
-# Rows of the one training batch that `fit` has to learn by heart, and how many steps it gets.
+# Rows of the one training batch that `fit` has to learn by heart, and how many steps its last phase gets.
 ROWS = 4
 STEPS = 100
 # Steps after which two trainings under one seed are compared.
@@ -31,7 +31,7 @@ class Training:
     """What a training showed.
 
     Args:
-        losses: float array `(steps,)`.
+        losses: float array `(steps,)`, of the last phase.
         weights: list of arrays. All variables after `SHORT` steps.
     """
 
@@ -99,12 +99,16 @@ class Subject:
         # As `zoo.training.run.train` does: without it some operations add in any order.
         tf.config.experimental.enable_op_determinism()
         model = self.build()
-        self.recipe.compile(model, STEPS)
+        self.recipe.compile(model, self._all_steps)
         snapshot = _Snapshot(SHORT)
         history = model.fit(
             self._one_batch(model), epochs=steps, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=[snapshot]
         )
-        return Training(np.array(history.history["loss"]), snapshot.weights)
+        return Training(np.array(history.history["loss"][-STEPS:]), snapshot.weights)
+
+    @property
+    def _all_steps(self) -> int:
+        return round(STEPS / (1 - self.recipe.last_phase))
 
     def _one_batch(self, model: ZooModel) -> tf.data.Dataset:
         batch = next(iter(self.recipe.data(model, self.dataset, SEED).train))
@@ -113,7 +117,7 @@ class Subject:
     @cached_property
     def training(self) -> Training:
         """One long training."""
-        return self.train(STEPS)
+        return self.train(self._all_steps)
 
     # === Export ===
 

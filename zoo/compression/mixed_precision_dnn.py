@@ -1061,11 +1061,11 @@ class MixedPrecisionDNN(CompressedClassifier):
         budgets = (weight_budget_kb, activation_budget_kb)
         if mode is None:
             mode = "learned" if budgets == (None, None) else "learned+budget"
-        stage = LearnedBitwidthStage(
-            mode, quantizer, parametrization, bits, activation_bits, *budgets, activation_size, penalty_weight,
-            from_scratch=True, delayed=True, name="bitwidths",
-        )  # fmt: skip
         with default_policy(kwargs.get("dtype")):
+            stage = LearnedBitwidthStage(
+                mode, quantizer, parametrization, bits, activation_bits, *budgets, activation_size, penalty_weight,
+                from_scratch=True, delayed=True, name="bitwidths",
+            )  # fmt: skip
             built = _build_network(network, depth, width, num_classes, tuple(input_shape))
             if quantizer == "power_of_two" and mode == "learned+budget":
                 built = keras.Model(built.input, LogitScale(name="logit_scale")(built.output), name=built.name)

@@ -44,6 +44,8 @@ class Recipe:
         overrides: callable of data set name to constructor arguments that depend on the data, such as the vocabulary.
         evaluation_dataset: str or None. Embedded part of the data set, whose held-out splits judge the checkpoint, so that
             anyone can repeat the number without a download; None for the data set itself.
+        last_phase: float in [0, 1). Share of the updates before the last phase, where a training has several: losses of
+            different phases cannot be compared.
         callbacks: callable of `TrainingData` to Keras callbacks that the training needs.
         metadata: mapping. What the checkpoint's metadata says beyond the metrics, such as the licence.
     """
@@ -60,5 +62,6 @@ class Recipe:
     prepare: Callable[[ZooModel, str], None] = lambda model, dataset: None
     overrides: Callable[[str], Mapping[str, Any]] = lambda dataset: {}
     evaluation_dataset: str | None = None
+    last_phase: float = 0.0
     callbacks: Callable[[TrainingData], Sequence[keras.callbacks.Callback]] = lambda data: ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
