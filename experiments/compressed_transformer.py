@@ -128,15 +128,17 @@ def _figure(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
-    for number, (name, row) in enumerate(rows.items()):
-        axes.errorbar(
-            row["bytes"] / 1e6,
-            row["bits_per_character"],
-            row["std"],
-            fmt="os"[number // 10],
-            color=f"C{number % 10}",
-            label=name,
-        )
+    # The label of a row ends in format and mode
+    split = {name: name.rpartition(", ") for name in rows}
+    colors = {arm: f"C{number}" for number, arm in enumerate(dict.fromkeys(arm for arm, _, _ in split.values()))}
+    for name, row in rows.items():
+        arm, _, label = split[name]
+        format, _, mode = label.partition("/")
+        place, marker = (row["bytes"] / 1e6, row["bits_per_character"]), {"litert": "o", "onnx": "s"}[format]
+        axes.errorbar(*place, row["std"], fmt=marker, color=colors[arm])
+        axes.annotate(mode, place, (5, 3), textcoords="offset points", fontsize=7)
+    for arm, color in colors.items():
+        axes.plot([], [], "o", color=color, label=f"{arm} (circles LiteRT, squares ONNX)")
     axes.set(xlabel="file in MB", ylabel="bits per character", xscale="log", title="Size and bits per character")
-    figure.legend(loc="outside right upper", fontsize=8)
+    axes.legend(fontsize=8)
     return figure
