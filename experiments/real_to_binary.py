@@ -290,7 +290,7 @@ def _show_flips(axes: Axes, ledger: Ledger) -> None:
         axes.plot([r["update"] for r in records], [r["rate"] for r in records], marker=".", label=arm)
     axes.set(title="Weights that change sign, per twentieth of the training", xlabel="update", ylabel="share")
     axes.set_yscale("symlog", linthresh=1e-4)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _show_image(axes: Axes, image: np.ndarray, title: str, cmap: str = "gray") -> None:
