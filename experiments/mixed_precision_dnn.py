@@ -377,8 +377,9 @@ def _verdict(
         f"Toy at learning rate {rate}: steps until the loss is below {CONVERGED}: {steps}; its standard deviation over the "
         f"last {LAST} steps: {found['U1']['std']:.1e}, {found['U2']['std']:.1e}, {found['U3']['std']:.1e}; U3 ends with "
         f"{found['U3']['bits']:.0f} bits, and with a penalty above {MOST_BITS} has {min(last):.0f} to {max(last):.0f} in "
-        f"the end. Networks, test error in per cent: {errors}. In the means the paper's order, fixed above learned ranges above "
-        f"learned bits, {order}; the budgets are kept in {within} of {runs} runs. Differences in points at equal updates: {points}."
+        f"the end. Networks, test error in per cent: {errors}. In the means the paper's order, fixed above "
+        f"learned ranges above learned bits, {order}; the budgets are kept in {within} of {runs} runs. Differences in points "
+        f"at equal updates: {points}."
     )
 
 
