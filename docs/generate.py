@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,13 +145,7 @@ def _test_metrics(preset: Preset) -> dict[str, float]:
 
 
 def _paper_link(method: Method) -> str:
-    return f"[{_published(method)}]({method.paper.url})"
-
-
-def _published(method: Method) -> str:
-    """Returns venue and year; the year once, where the venue's name has one."""
-    venue = method.paper.venue
-    return venue if re.search(r"\d{4}", venue) else f"{venue} {method.paper.year}"
+    return f"[{method.paper.published}]({method.paper.url})"
 
 
 # === Method pages ===
@@ -174,7 +167,7 @@ def method_page(method: Method, results: Path, export: ExportReport | None) -> s
             GENERATED,
             facts,
             method.summary,
-            f"{paper.authors}: [{paper.title}]({paper.url}). {_published(method)}.",
+            f"{paper.authors}: [{paper.title}]({paper.url}). {method.paper.published}.",
             "\n".join(f"- {note}" for note in method.notes),
             *_use_section(method),
             *_presets_section(method),

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,11 @@ class Paper:
     venue: str
     year: int
     url: str
+
+    @property
+    def published(self) -> str:
+        """Venue and year; the year once, where the venue's name has one."""
+        return self.venue if re.search(r"\d{4}", self.venue) else f"{self.venue} {self.year}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def show_method(options: argparse.Namespace) -> None:
     screen.print(method.summary)
     paper = method.paper
     if paper.url:
-        screen.print(f"{paper.authors}: {paper.title}. {paper.venue} {paper.year}. {paper.url}")
+        screen.print(f"{paper.authors}: {paper.title}. {paper.published}. {paper.url}")
     screen.print(_presets_table(method))
     for note in method.notes:
         screen.print(f"Note: {note}")
