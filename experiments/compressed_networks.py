@@ -429,6 +429,6 @@ def _figure(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             row["bytes"] / 1024, 100 * row["accuracy"], 100 * row["std"], fmt="osD^v"[number // 10], color=f"C{number % 10}",
             label=name,
         )  # fmt: skip
-    axes.set(xlabel="LiteRT file in KB", ylabel="test accuracy in %", xscale="log", title="Size and accuracy")
+    axes.set(xlabel="file in KB", ylabel="test accuracy in %", xscale="log", title="Size and accuracy")
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
