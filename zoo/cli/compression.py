@@ -217,8 +217,10 @@ def _show(rows: dict[str, list[dict[str, Any]]], sizes: dict[str, float | bool],
         return
     from rich.table import Table
 
-    table = Table("", "artifact", title=f"{options.source}, before and after")
-    for column in ("metric", "bytes", "gzip", "latency", "bit operations"):
+    # Narrow enough for 80 columns, where long names of artifacts go on in the next line
+    table = Table("", title=f"{options.source}, before and after")
+    table.add_column("artifact", overflow="fold")
+    for column in ("metric", "bytes", "gzip", "ms", "bit ops"):
         table.add_column(column, justify="right")
     for when, entries in rows.items():
         for row in entries:
@@ -228,7 +230,7 @@ def _show(rows: dict[str, list[dict[str, Any]]], sizes: dict[str, float | bool],
             metric, latency = f"{row['metric']} {row['value']:.4g}", next(iter(row["latency_ms"].values()))
             size, packed = f"{row['bytes']:,}", f"{row['gzip_bytes']:,}"
             operations = f"{row['bit_operations']:.3g}"
-            table.add_row(when, row["artifact"], metric, size, packed, f"{latency:.3g} ms", operations)
+            table.add_row(when, row["artifact"], metric, size, packed, f"{latency:.3g}", operations)
     screen = console()
     screen.print(table)
     for row in rows["after"]:
