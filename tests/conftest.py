@@ -19,6 +19,29 @@ def larq_environment():
         pytest.skip(f"No environment for Larq Compute Engine: {error}")
 
 
+@pytest.fixture(scope="session")
+def random_binary_network():
+    """Returns a function that makes a `RealToBinaryNet` with random weights and statistics from constructor arguments."""
+    import keras
+    import numpy as np
+
+    import zoo
+
+    def make(seed=0, **changes):
+        keras.utils.set_random_seed(seed)
+        model = zoo.get("real_to_binary", weights=None, **changes)
+        rng = np.random.default_rng(seed)
+        for variable in model.weights:
+            if variable.path.endswith(("moving_mean", "beta", "gamma", "alpha")):
+                # Scales below zero turn comparisons round
+                variable.assign(rng.normal(0.3, 0.5, variable.shape))
+            elif variable.path.endswith("moving_variance"):
+                variable.assign(rng.uniform(1, 30, variable.shape))
+        return model
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Gives every test the same random start, whatever ran before it."""

@@ -5,35 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import zoo
 from zoo.export import larq, larq_worker
 from zoo.export.errors import ExportError
-
-
-def random_model(seed=0, **changes):
-    keras.utils.set_random_seed(seed)
-    model = zoo.get("real_to_binary", weights=None, **changes)
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        if variable.path.endswith(("moving_mean", "beta", "gamma", "alpha")):
-            # Scales below zero turn comparisons round
-            variable.assign(rng.normal(0.3, 0.5, variable.shape))
-        elif variable.path.endswith("moving_variance"):
-            variable.assign(rng.uniform(1, 30, variable.shape))
-    return model
-
 
 # === With the engine ===
 
 
 @pytest.mark.parametrize("changes", [{}, {"padding_value": 0, "gate": False}])
-def test_converted_network_gives_the_logits_of_keras(tmp_path, larq_environment, changes):
-    model = random_model(**changes)
+def test_converted_network_gives_the_logits_of_keras(tmp_path, larq_environment, changes, random_binary_network):
+    model = random_binary_network(**changes)
     directory = larq.write_static_saved_model(model, tmp_path / "saved")
     ops = larq.convert(directory, tmp_path / "model.tflite")
     inputs = model.dummy_inputs(batch_size=8)
@@ -59,8 +43,8 @@ def test_network_without_binary_kernels_is_refused(tmp_path, larq_environment):
     assert not (tmp_path / "model.tflite").exists()
 
 
-def test_running_refuses_inputs_that_do_not_fit(tmp_path, larq_environment):
-    directory = larq.write_static_saved_model(random_model(), tmp_path / "saved")
+def test_running_refuses_inputs_that_do_not_fit(tmp_path, larq_environment, random_binary_network):
+    directory = larq.write_static_saved_model(random_binary_network(), tmp_path / "saved")
     larq.convert(directory, tmp_path / "model.tflite")
     path, good = tmp_path / "model.tflite", np.zeros((1, 28, 28, 1), np.float32)
 
@@ -75,8 +59,8 @@ def test_running_refuses_inputs_that_do_not_fit(tmp_path, larq_environment):
 # === Always ===
 
 
-def test_static_saved_model_holds_signs_and_one_example(tmp_path):
-    model = random_model()
+def test_static_saved_model_holds_signs_and_one_example(tmp_path, random_binary_network):
+    model = random_binary_network()
     loaded = tf.saved_model.load(str(larq.write_static_saved_model(model, tmp_path / "saved")))
     signature = loaded.signatures["serving_default"]
     kernels = [v.numpy() for v in loaded.weights if v.shape.rank == 4 and v.shape[0] == 3 and v.shape[2] >= 32]

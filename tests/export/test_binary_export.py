@@ -1,5 +1,6 @@
 """`export_binary`: files of one bit a weight that compute what Keras computes, or no files."""
 
+import functools
 import json
 
 import keras
@@ -20,21 +21,13 @@ from zoo.model import Signature, Spec, TaskMetric, ZooModel
 SMALL = dict(widths=[16, 32], depths=[1, 1], gate_ratio=4)
 
 
-def small_model(seed=0, **changes):
-    keras.utils.set_random_seed(seed)
-    model = zoo.get("real_to_binary", weights=None, **SMALL, **changes)
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        if variable.path.endswith(("moving_mean", "beta", "gamma", "alpha")):
-            # Scales below zero turn comparisons round
-            variable.assign(rng.normal(0.3, 0.5, variable.shape))
-        elif variable.path.endswith("moving_variance"):
-            variable.assign(rng.uniform(1, 30, variable.shape))
-    return model
+@pytest.fixture(scope="session")
+def small_model(random_binary_network):
+    return functools.partial(random_binary_network, **SMALL)
 
 
 @pytest.fixture(scope="module")
-def preset(tmp_path_factory):
+def preset(tmp_path_factory, small_model):
     """A preset directory that names a data set, as trained ones do."""
     from zoo.training.run import dataset_record
 
@@ -80,7 +73,7 @@ def test_bundle_holds_one_verified_file(tmp_path, preset, engine):
     assert verify_bundle(tmp_path / "out", model).artifacts[0].verified
 
 
-def test_file_of_the_engine_says_what_it_is(tmp_path, larq_environment):
+def test_file_of_the_engine_says_what_it_is(tmp_path, larq_environment, small_model):
     export.export_binary(small_model(), tmp_path / "out", "lce", name="net")
     facts, files = export.read_metadata(tmp_path / "out" / "net.tflite")
 
@@ -90,7 +83,7 @@ def test_file_of_the_engine_says_what_it_is(tmp_path, larq_environment):
     assert files == {}
 
 
-def test_given_inputs_and_metric_are_what_a_file_is_judged_by(tmp_path):
+def test_given_inputs_and_metric_are_what_a_file_is_judged_by(tmp_path, small_model):
     seen = []
 
     def compute(run):
@@ -106,7 +99,7 @@ def test_given_inputs_and_metric_are_what_a_file_is_judged_by(tmp_path):
     np.testing.assert_allclose(*seen, rtol=1e-4)
 
 
-def test_bundle_is_replaced_only_when_asked(tmp_path):
+def test_bundle_is_replaced_only_when_asked(tmp_path, small_model):
     model = small_model()
     export.export_binary(model, tmp_path / "out", "packed", name="first")
     with pytest.raises(ValueError, match=r"pass overwrite=True to replace it. Received: "):
@@ -185,7 +178,7 @@ def test_symmetric_padding_of_stride_2_is_what_the_engine_gets_wrong(tmp_path, l
 # === Nothing wrong is shipped ===
 
 
-def test_sums_of_another_kernel_are_refused(tmp_path, monkeypatch):
+def test_sums_of_another_kernel_are_refused(tmp_path, monkeypatch, small_model):
     model = small_model()
 
     def damaged(given):
@@ -199,7 +192,7 @@ def test_sums_of_another_kernel_are_refused(tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
-def test_file_of_another_network_is_refused(tmp_path, monkeypatch, larq_environment):
+def test_file_of_another_network_is_refused(tmp_path, monkeypatch, larq_environment, small_model):
     other, write = small_model(seed=1), larq.write_static_saved_model
     monkeypatch.setattr(larq, "write_static_saved_model", lambda model, directory: write(other, directory))
 
@@ -208,7 +201,7 @@ def test_file_of_another_network_is_refused(tmp_path, monkeypatch, larq_environm
     assert left(tmp_path) == []
 
 
-def test_file_that_is_bad_at_its_task_is_refused(tmp_path):
+def test_file_that_is_bad_at_its_task_is_refused(tmp_path, small_model):
     values = iter([0.9, 0.5])
     metric = TaskMetric("accuracy", lambda run: next(values), higher_is_better=True, absolute_tolerance=0.01)
 
@@ -217,7 +210,7 @@ def test_file_that_is_bad_at_its_task_is_refused(tmp_path):
     assert left(tmp_path) == []
 
 
-def test_making_the_environment_is_announced_and_its_failure_leaves_nothing(tmp_path, monkeypatch):
+def test_making_the_environment_is_announced_and_its_failure_leaves_nothing(tmp_path, monkeypatch, small_model):
     def fail():
         raise export.ExportError("no network")
 
@@ -234,12 +227,12 @@ def test_making_the_environment_is_announced_and_its_failure_leaves_nothing(tmp_
 # === Bad input ===
 
 
-def test_engine_is_checked(tmp_path):
+def test_engine_is_checked(tmp_path, small_model):
     with pytest.raises(ValueError, match=r"`engine` must be one of \('lce', 'packed'\). Received: engine='onnx'"):
         export.export_binary(small_model(), tmp_path / "out", "onnx")
 
 
-def test_models_that_are_not_binary_are_refused(tmp_path, conv_classifier):
+def test_models_that_are_not_binary_are_refused(tmp_path, conv_classifier, small_model):
     with pytest.raises(ValueError, match=r"must have `with_binary_kernels\(\)`.*Received: Functional"):
         export.export_binary(conv_classifier, tmp_path / "out", "lce")
     with pytest.raises(ValueError, match=r"must be a RealToBinaryNet for the engine 'packed'. Received: Toy"):
@@ -250,7 +243,7 @@ def test_models_that_are_not_binary_are_refused(tmp_path, conv_classifier):
     assert left(tmp_path) == []
 
 
-def test_a_directory_with_other_things_is_left_alone(tmp_path):
+def test_a_directory_with_other_things_is_left_alone(tmp_path, small_model):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"`directory` exists and is no export bundle.*Received: "):
         export.export_binary(small_model(), tmp_path, "packed", overwrite=True)

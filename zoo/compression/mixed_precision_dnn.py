@@ -854,6 +854,11 @@ def _check_budgets(
         raise ValueError(f"`penalty_weight` must be positive. Received: penalty_weight={penalty_weight!r}")
 
 
+def _mode(budgets: tuple[float | None, float | None]) -> str:
+    """Returns the mode that budgets of weights and activations call for."""
+    return "learned" if budgets == (None, None) else "learned+budget"
+
+
 def _check_budget(name: str, budget: float | None, least: float) -> None:
     if budget is not None and budget < least:
         raise ValueError(
@@ -910,8 +915,7 @@ def learn_bitwidths(
         Uhlich et al. 2020, "Mixed Precision DNNs: All you need is a good parametrization".
     """
     budgets = (weight_budget_kb, activation_budget_kb)
-    if mode is None:
-        mode = "learned" if budgets == (None, None) else "learned+budget"
+    mode = mode or _mode(budgets)
     if penalty_weight is None:
         penalty_weight = scaled_penalty_weight(weight_budget_kb or activation_budget_kb)
     stage = LearnedBitwidthStage(
@@ -1059,8 +1063,7 @@ class MixedPrecisionDNN(CompressedClassifier):
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes!r}")
         budgets = (weight_budget_kb, activation_budget_kb)
-        if mode is None:
-            mode = "learned" if budgets == (None, None) else "learned+budget"
+        mode = mode or _mode(budgets)
         with default_policy(kwargs.get("dtype")):
             stage = LearnedBitwidthStage(
                 mode, quantizer, parametrization, bits, activation_bits, *budgets, activation_size, penalty_weight,
