@@ -11,7 +11,8 @@ import tensorflow_probability as tfp
 
 import zoo
 from zoo.datasets import load_arrays
-from zoo.generative.nice import EVALUATION_DRAWS, NICE, bits_per_dimension
+from zoo.generative.image_flow import EVALUATION_DRAWS, bits_per_dimension
+from zoo.generative.nice import NICE
 from zoo.layers.couplings import AdditiveCoupling, AffineCoupling, DenseConditioner
 
 VARIANTS = [
@@ -403,7 +404,7 @@ def test_real_inputs_are_held_out_images_in_every_form(prior):
     assert list(model.real_inputs("encode")) == []
     assert model.task_metric() is None
 
-    model.metadata = SimpleNamespace(dataset={"name": "digits"})
+    model.metadata = SimpleNamespace(evaluation_dataset="digits")
     batches = {name: list(model.real_inputs(name, 100)) for name in model.signatures()}
 
     assert {len(found) for found in batches.values()} == {180 * EVALUATION_DRAWS // 100}
@@ -416,7 +417,7 @@ def test_real_inputs_are_held_out_images_in_every_form(prior):
 
 def test_task_metric_is_the_mean_log_likelihood_of_held_out_images():
     model = random_model(num_features=64)
-    model.metadata = SimpleNamespace(dataset={"name": "digits"})
+    model.metadata = SimpleNamespace(evaluation_dataset="digits")
     metric = model.task_metric()
 
     value = metric.compute(lambda name, inputs: model.run(name, **inputs))
@@ -521,6 +522,7 @@ GOOD = np.full((2, 8), 0.5, np.float32)
         (lambda m: m.log_prob(GOOD[0]), ValueError, "`image` must have shape"),
         (lambda m: m.log_prob(GOOD[:0]), ValueError, "`image` must not be empty"),
         (lambda m: m.log_prob(GOOD.astype(complex)), TypeError, "`image` must be of dtype float32"),
+        (lambda m: m.encode((GOOD * 255).astype("uint8")), TypeError, "`dequantize` makes them of integer levels"),
         (lambda m: m.decode(GOOD * np.inf), ValueError, "`latent` must be finite"),
         (lambda m: m.sample(0), ValueError, "`num_samples` must be at least 1"),
         (lambda m: m.sample(1, temperature=-1.0), ValueError, "`temperature` must be finite and not negative"),

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from zoo.arguments import require
 from zoo.compression.binary import same_padding
 from zoo.compression.image_classifier import ImageClassifier
 from zoo.compression.progressive import Progression, Stage, attention_map
@@ -110,10 +111,10 @@ class BinaryConv2D(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        _require(filters >= 1, "filters", "at least 1", filters)
-        _require(kernel_size >= 1, "kernel_size", "at least 1", kernel_size)
-        _require(strides >= 1, "strides", "at least 1", strides)
-        _require(padding_value in (0, 1), "padding_value", "0 or 1", padding_value)
+        require(filters >= 1, "filters", "at least 1", filters)
+        require(kernel_size >= 1, "kernel_size", "at least 1", kernel_size)
+        require(strides >= 1, "strides", "at least 1", strides)
+        require(padding_value in (0, 1), "padding_value", "0 or 1", padding_value)
         _check_modes(activation_mode, weight_mode)
         self.filters = filters
         self.kernel_size = kernel_size
@@ -212,7 +213,7 @@ class ChannelGate(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates both matrices."""
         channels = input_shape[-1]
-        _require(channels >= self.ratio, "ratio", f"at most the number of channels {channels}", self.ratio)
+        require(channels >= self.ratio, "ratio", f"at most the number of channels {channels}", self.ratio)
         options = dict(use_bias=False, kernel_initializer="he_normal", dtype=self.dtype_policy)
         self.reduce = keras.layers.Dense(channels // self.ratio, activation="relu", name="reduce", **options)
         self.expand = keras.layers.Dense(self.filters, activation="sigmoid", name="expand", **options)
@@ -519,20 +520,20 @@ class RealToBinaryNet(ImageClassifier):
     ):
         super().__init__(**kwargs)
         for name, value in (("image_size", image_size), ("num_channels", num_channels), ("gate_ratio", gate_ratio)):
-            _require(value >= 1, name, "at least 1", value)
-        _require(num_classes >= 2, "num_classes", "at least 2", num_classes)
-        _require(len(widths) > 0 and min(widths) >= 1, "widths", "positive numbers", widths)
+            require(value >= 1, name, "at least 1", value)
+        require(num_classes >= 2, "num_classes", "at least 2", num_classes)
+        require(len(widths) > 0 and min(widths) >= 1, "widths", "positive numbers", widths)
         fits = len(depths) == len(widths) and min(depths) >= 1
-        _require(fits, "depths", f"{len(widths)} positive numbers, as many as `widths`", depths)
+        require(fits, "depths", f"{len(widths)} positive numbers, as many as `widths`", depths)
         for name, value, known in (
             ("stem", stem, STEMS),
             ("scale", scale, SCALES),
             ("scale_initializer", scale_initializer, SCALE_INITIALIZERS),
         ):
-            _require(value in known, name, f"one of {known}", value)
-        _require(padding_value in (0, 1), "padding_value", "0 or 1", padding_value)
+            require(value in known, name, f"one of {known}", value)
+        require(padding_value in (0, 1), "padding_value", "0 or 1", padding_value)
         inside = 0 <= normalization_momentum < 1
-        _require(inside, "normalization_momentum", "from 0 to below 1", normalization_momentum)
+        require(inside, "normalization_momentum", "from 0 to below 1", normalization_momentum)
         _check_modes(activation_mode, weight_mode)
         self.image_size = image_size
         self.num_channels = num_channels
@@ -655,7 +656,7 @@ class RealToBinaryNet(ImageClassifier):
         Raises:
             ValueError: for a model whose weights are not binary.
         """
-        _require(not self.real and self.weight_mode == "sign", "weight_mode", "'sign'", self.weight_mode)
+        require(not self.real and self.weight_mode == "sign", "weight_mode", "'sign'", self.weight_mode)
         copy = type(self).from_config({**self.get_config(), "weight_mode": "none"})
         copy.set_weights(self.get_weights())
         for conv in copy.binary_convs:
@@ -753,9 +754,4 @@ def _normalization(name: str, momentum: float, policy: Any) -> keras.layers.Batc
 
 def _check_modes(activation_mode: str, weight_mode: str) -> None:
     for name, value in (("activation_mode", activation_mode), ("weight_mode", weight_mode)):
-        _require(value in BINARIZATIONS, name, f"one of {tuple(BINARIZATIONS)}", value)
-
-
-def _require(valid: bool, name: str, what: str, value: Any) -> None:
-    if not valid:
-        raise ValueError(f"`{name}` must be {what}. Received: {name}={value!r}")
+        require(value in BINARIZATIONS, name, f"one of {tuple(BINARIZATIONS)}", value)
