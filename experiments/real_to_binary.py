@@ -111,7 +111,7 @@ ARMS: Mapping[str, Arm] = {
     "two stages, gate": Arm(BASELINE),
     FULL: Arm((FLOAT, TANH, ACTIVATIONS, BINARY)),
 }
-# The preset `fashion` at half its width, in small batches: six arms with three seeds take 20 minutes on two cores.
+# The preset `fashion` at half its width, in small batches: six arms with three seeds take half an hour on two cores.
 NETWORK = {"widths": [16, 32, 64], "gate_ratio": 4}
 EXPERIMENT_BATCH = 32
 NUM_MEASUREMENTS = 20
@@ -121,7 +121,7 @@ NUM_SHOWN = 3
 def reproduce(
     directory: Path,
     seeds: int = 3,
-    updates: int = 2000,
+    updates: int = 4000,
     network: Mapping[str, Any] = NETWORK,
     progress: Progress = lambda message: None,
 ) -> None:

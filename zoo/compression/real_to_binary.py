@@ -336,6 +336,16 @@ class HalfBlock(keras.layers.Layer):
             v = v * self.gate(a)
         return self.activation(v) + self.shortcut(x, training=training)
 
+    def scale_signs_like_weights(self) -> None:
+        """Multiplies the output scales by the mean |W| of each filter.
+
+        Of all multiples of sign(W) that one is nearest to W: a network whose weights become signs keeps the balance
+        between its convolutions and its shortcuts.
+        """
+        if self.scale is not None:
+            alpha = self.scale.alpha
+            alpha.assign(alpha * self._kernel_mean(alpha.shape, alpha.dtype))
+
     def _kernel_mean(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
         return ops.cast(ops.mean(ops.abs(self.conv.kernel), axis=(0, 1, 2)), dtype)
 
@@ -664,6 +674,16 @@ class RealToBinaryNet(ImageClassifier):
         return copy
 
     # === Training in stages ===
+
+    def scale_signs_like_weights(self) -> None:
+        """Makes up for what the weights lose in size as they become signs, in all output scales.
+
+        Reference:
+            Rastegari et al. 2016, "XNOR-Net" (arXiv 1603.05279), section 3.1.
+        """
+        for block in self.blocks:
+            for half in block.halves:
+                half.scale_signs_like_weights()
 
     def compile_stages(self, stages: Sequence[Stage], num_updates: int, **kwargs: Any) -> None:
         """Compiles for a training in stages: `fit` then trains one network after the other, this one last.
