@@ -157,6 +157,7 @@ def reproduce(
         ),
         "gate alone": difference(ledger, "two stages", "two stages, gate", "accuracy"),
         "everything": difference(ledger, "two stages", FULL, "accuracy"),
+        "everything, over one stage": difference(ledger, "one stage", FULL, "accuracy"),
         "gap to float": difference(ledger, FULL, "float", "accuracy"),
     }
     write_results(
