@@ -419,16 +419,37 @@ def _verdict(rows: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _figure(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
-    from matplotlib.figure import Figure
+TICKS = (25, 50, 100, 200, 400)
+# What the names of arms begin with, and the colour of the family
+FAMILIES = {
+    "float": "black",
+    "QAT": "tab:blue",
+    "pruned": "tab:orange",
+    "2 bits": "tab:green",
+    "learned bits": "tab:green",
+    "4 bits": "tab:green",
+    "at initialisation": "tab:red",
+    "binary": "tab:purple",
+}
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+
+def _figure(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draws every file as its number in the table, in the colour of its family."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots()
-    for number, (name, row) in enumerate(rows.items()):
-        axes.errorbar(
-            row["bytes"] / 1024, 100 * row["accuracy"], 100 * row["std"], fmt="osD^v"[number // 10], color=f"C{number % 10}",
-            label=name,
-        )  # fmt: skip
+    handles = []
+    for number, (name, row) in enumerate(rows.items(), 1):
+        color = next(color for start, color in FAMILIES.items() if name.startswith(start))
+        place = row["bytes"] / 1024, 100 * row["accuracy"]
+        axes.errorbar(*place, 100 * row["std"], color=color, alpha=0.4)
+        axes.plot(*place, marker=f"${number}$", markersize=10 if number > 9 else 6, color=color)
+        handles.append(Line2D([], [], linestyle="", marker=f"${number}$", markersize=9, color=color, label=name))
     axes.set(xlabel="file in KB", ylabel="test accuracy in %", xscale="log", title="Size and accuracy")
-    figure.legend(loc="outside right upper", fontsize=8)
+    axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
     return figure

@@ -590,7 +590,7 @@ def test_experiment_writes_results_and_goes_on_where_it_stopped(tmp_path, monkey
     results = json.loads((tmp_path / "real_to_binary.json").read_text())
 
     assert len(lines) == len(ARMS)
-    assert set(results["tables"]["accuracy"]) == set(ARMS)
+    assert set(results["accuracy"]) == set(ARMS)
     assert (tmp_path / "real_to_binary.png").stat().st_size > 10_000
 
 
