@@ -31,7 +31,7 @@ class Training:
     """What a training showed.
 
     Args:
-        losses: float array `(steps,)`, of the last phase.
+        losses: float array `(steps,)`, of all phases; the last one has `STEPS` of them.
         weights: list of arrays. All variables after `SHORT` steps.
     """
 
@@ -104,7 +104,7 @@ class Subject:
         history = model.fit(
             self._one_batch(model), epochs=steps, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=[snapshot]
         )
-        return Training(np.array(history.history["loss"][-STEPS:]), snapshot.weights)
+        return Training(np.array(history.history["loss"]), snapshot.weights)
 
     @property
     def _all_steps(self) -> int:

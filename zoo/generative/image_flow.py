@@ -75,6 +75,7 @@ class ImageFlow(ZooModel):
         num_levels: int,
         value_range: Sequence[float],
         prior: Literal["logistic", "gaussian"],
+        /,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
