@@ -21,6 +21,7 @@ _SUBMODULES = (
     "datasets",
     "experiments",
     "export",
+    "information",
     "layers",
     "model",
     "ops",

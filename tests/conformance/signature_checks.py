@@ -12,7 +12,9 @@ from conformance.subject import Subject, values
 from zoo.model import Arrays, Signature, Spec
 
 VERBS = (
-    "predict", "encode", "decode", "sample", "log_prob", "step", "adapt", "generate", "compress", "interpolate",
+    "predict", "encode", "decode", "reconstruct", "sample", "log_prob", "step", "adapt", "generate", "compress",
+    "interpolate",
+    "score", "estimate", "encode_context",
 )  # fmt: skip
 DTYPES = ("float32", "int32", "bool")
 # Largest difference between a row alone and in a batch, relative to the output's scale: sums in another order.
