@@ -356,6 +356,88 @@ def test_generated_images_are_the_model_s_samples(capsys, flow, tmp_path):
     assert np.abs(pixels - np.clip(samples, 0, 1)).max() < 0.01
 
 
+@pytest.fixture(scope="module")
+def coder(tmp_path_factory):
+    """A small preset of vae without recorded data."""
+    model = zoo.get("vae", weights=None, image_shape=[4, 6, 1], latent_dim=2, hidden_dims=[8])
+    return model.save_to_preset(tmp_path_factory.mktemp("presets") / "coder")
+
+
+def write_picture(path, size, seed=0):
+    """Writes a random PNG file, grey or in colours as `size` has channels; returns its pixels as floats."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, size).astype("uint8")
+    Image.fromarray(pixels).save(path)
+    return pixels.astype("float32") / 255
+
+
+def strip_of(path, height, width):
+    """Returns the pictures of a strip that was written: `(count, height, width)`."""
+    from matplotlib import image
+
+    grid = image.imread(path)[::4, ::4, 0]
+    assert grid.shape[0] == height + 2
+    return grid.reshape(height + 2, -1, width + 2)[1:-1, :, 1:-1].transpose(1, 0, 2)
+
+
+def test_interpolation_between_two_pictures(capsys, coder, tmp_path):
+    start, end = (write_picture(tmp_path / f"{seed}.png", (4, 6), seed)[None, ..., None] for seed in (1, 2))
+    words = ["--interpolate", tmp_path / "1.png", tmp_path / "2.png", "--output", tmp_path / "strip.png"]
+    code, out, err = run(capsys, "generate", coder, *words)
+
+    assert (code, out) == (0, f"{tmp_path / 'strip.png'}\n"), err
+    expected = zoo.get("vae", weights=coder).interpolate(start, end)[0, ..., 0]
+    np.testing.assert_allclose(strip_of(tmp_path / "strip.png", 4, 6), expected, atol=0.01)
+
+
+def test_interpolation_of_flat_images_begins_and_ends_at_the_pictures(capsys, flow, tmp_path):
+    start, end = (write_picture(tmp_path / f"{seed}.png", (4, 4), seed) for seed in (1, 2))
+    words = ["--interpolate", tmp_path / "1.png", tmp_path / "2.png", "--output", tmp_path / "strip.png"]
+    assert run(capsys, "generate", flow, *words)[0] == 0
+    strip = strip_of(tmp_path / "strip.png", 4, 4)
+
+    assert len(strip) == 9
+    np.testing.assert_allclose(strip[0], start, atol=0.01)
+    np.testing.assert_allclose(strip[-1], end, atol=0.01)
+
+
+def test_colours_become_grey_and_grey_becomes_colours(tmp_path):
+    from zoo.cli.generation import _read
+
+    colours = write_picture(tmp_path / "colours.png", (4, 6, 3))
+    grey = write_picture(tmp_path / "grey.png", (4, 6))
+
+    np.testing.assert_allclose(
+        _read(tmp_path / "colours.png", (4, 6, 1))[..., 0], colours @ [0.299, 0.587, 0.114], atol=1e-6
+    )
+    np.testing.assert_allclose(_read(tmp_path / "colours.png", (4, 6, 3)), colours)
+    np.testing.assert_allclose(_read(tmp_path / "grey.png", (4, 6, 1))[..., 0], grey, atol=1e-6)
+    np.testing.assert_allclose(_read(tmp_path / "grey.png", (4, 6, 3)), np.stack([grey] * 3, axis=-1))
+
+
+def test_pictures_that_do_not_fit(capsys, coder, language_model, tmp_path):
+    write_picture(tmp_path / "good.png", (4, 6))
+    write_picture(tmp_path / "large.png", (8, 6))
+    write_picture(tmp_path / "clear.png", (4, 6, 4))
+    (tmp_path / "text.png").write_text("no picture")
+    before = sorted(tmp_path.iterdir())
+
+    def line(model, name, *words):
+        pictures = ["--interpolate", tmp_path / "good.png", tmp_path / name]
+        return refused(capsys, "generate", model, *pictures, "--output", tmp_path / "strip.png", *words)
+
+    assert "4 x 6 pixels" in line(coder, "large.png")
+    assert "Received: 8 x 6 in" in line(coder, "large.png")
+    assert "transparent" in line(coder, "clear.png")
+    assert "takes PNG files" in line(coder, "text.png")
+    assert "no such file" in line(coder, "absent.png")
+    assert "a GAN, for one, has none" in line(language_model, "good.png")
+    assert "--prompt" in line(coder, "good.png", "--prompt", TEXT)
+    assert "--interpolate" in refused(capsys, "generate", coder, "--interpolate", tmp_path / "good.png")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_evaluate_puts_the_recorded_value_beside_the_new_one(capsys, language_model):
     code, out, _ = run(capsys, "evaluate", language_model, "--json")
     found = json.loads(out)

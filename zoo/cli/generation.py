@@ -1,4 +1,4 @@
-"""`zoo generate`: text from a language model, a grid of samples from a model of images."""
+"""`zoo generate`: text from a language model; samples of a model of images, or what it sees between two given ones."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from zoo.cli.terminal import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from zoo.model import ZooModel
+    from zoo.model import Spec, ZooModel
 
 _TEXT_OPTIONS = ("prompt", "max_new_tokens", "temperature", "top_k")
 _NUM_SAMPLES = 64
+_NUM_STEPS = 9
+# Of red, green and blue in the grey value of a picture (ITU-R BT.601)
+_LUMINANCE = (0.299, 0.587, 0.114)
 _TEMPERATURE = 0.6  # where the small shipped models write mostly real words
 
 
@@ -38,9 +41,18 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--max-new-tokens", type=positive, help="length of the continuation (language models)")
     parser.add_argument("--temperature", type=duration, help="0 takes the likeliest token; default: 0.6 (text)")
     parser.add_argument("--top-k", type=positive, help="sample among the k likeliest tokens (language models)")
+    parser.add_argument(
+        "--interpolate",
+        nargs=2,
+        type=Path,
+        metavar=("START", "END"),
+        help="two PNG files of the model's size: draw what lies between them (models of images with an encoder)",
+    )
     parser.add_argument("--seed", type=natural, default=0, help="same seed, same result (default: 0)")
     parser.add_argument(
-        "--output", type=Path, help="file to write (default: standard output for text, samples.png for images)"
+        "--output",
+        type=Path,
+        help="file to write (default: standard output for text, samples.png or interpolation.png for images)",
     )
 
 
@@ -51,11 +63,16 @@ def generate(options: argparse.Namespace) -> None:
     check_source(options.source, options.preset)
     if options.output is not None:
         check_writable(options.output.parent)
+    for path in options.interpolate or ():
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no such file for `--interpolate`. Received: {str(path)!r}")
     with stages() as say:
         say("Loading the model")
         model = load_model(options.source, options.preset)
         say("Generating")
-        if hasattr(model, "generate"):
+        if options.interpolate is not None:
+            text = _interpolation(model, options)
+        elif hasattr(model, "generate"):
             text = _text(model, options)
         elif hasattr(model, "signatures") and "sample" in model.signatures():
             text = _images(model, options)
@@ -85,30 +102,42 @@ def _text(model: Any, options: argparse.Namespace) -> str:
 
 
 def _images(model: ZooModel, options: argparse.Namespace) -> str:
+    _check_image_options(options)
+    noise = model.dummy_inputs("sample", batch_size=_NUM_SAMPLES, seed=options.seed)
+    images = _as_images(model.run("sample", **noise)["image"])
+    return _write(images, math.isqrt(_NUM_SAMPLES), model, options.output or Path("samples.png"))
+
+
+def _check_image_options(options: argparse.Namespace) -> None:
     unfit = [name for name in _TEXT_OPTIONS if getattr(options, name) is not None]
     if unfit:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
         raise ValueError(f"Only language models take these options. Received: {words}")
     require_extra("matplotlib", "plot", "Drawing images")
+
+
+def _write(images: np.ndarray, columns: int, model: ZooModel, output: Path) -> str:
     from zoo.files import atomic_file
 
-    output = options.output or Path("samples.png")
-    noise = model.dummy_inputs("sample", batch_size=_NUM_SAMPLES, seed=options.seed)
-    images = _as_images(model.run("sample", **noise)["image"])
     with atomic_file(output) as file:
-        _draw(images, _value_range(model, images), file)
+        _draw(images, columns, _value_range(model, images), file)
     return f"{output}\n"
 
 
 def _as_images(values: np.ndarray) -> np.ndarray:
-    """Returns `(count, height, width, channels)`; flat images must be square, of one channel or three."""
-    if values.ndim > 2:
-        return values.reshape(*values.shape[:3], -1)
-    features = values.shape[1]
+    """Returns `(count, height, width, channels)`."""
+    return values.reshape(-1, *_image_size(values.shape[1:]))
+
+
+def _image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns height, width and channels of an image; a flat one must be square, of one channel or three."""
+    if len(shape) > 1:
+        return shape[0], shape[1], math.prod(shape[2:])
+    (features,) = shape
     for channels in (1, 3):
         side = math.isqrt(features // channels)
         if side * side * channels == features:
-            return values.reshape(-1, side, side, channels)
+            return side, side, channels
     raise ValueError(f"Flat images must be square to be drawn. Received: {features} features")
 
 
@@ -121,17 +150,77 @@ def _value_range(model: ZooModel, images: np.ndarray) -> tuple[float, float]:
     return float(images.min()), float(images.max())
 
 
-def _draw(images: np.ndarray, value_range: tuple[float, float], path: Path) -> None:
+def _draw(images: np.ndarray, columns: int, value_range: tuple[float, float], path: Path) -> None:
     import numpy as np
     from matplotlib import image
 
-    count, height, width, channels = images.shape
-    columns = math.isqrt(count)
-    rows = images[: columns * columns].reshape(columns, columns, height, width, channels)
+    height, width, channels = images.shape[1:]
+    rows = images.reshape(-1, columns, height, width, channels)
     # A white line around every image
     framed = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=value_range[1])
-    grid = framed.transpose(0, 2, 1, 3, 4).reshape(columns * (height + 2), columns * (width + 2), channels)
+    grid = framed.transpose(0, 2, 1, 3, 4).reshape(-1, columns * (width + 2), channels)
     low, high = value_range
     scaled = np.clip((grid - low) / (high - low), 0.0, 1.0)
     pixels = np.repeat(np.repeat(np.broadcast_to(scaled, (*scaled.shape[:2], 3)), 4, axis=0), 4, axis=1)
     image.imsave(path, pixels, format="png")
+
+
+# === Between two given images ===
+
+
+def _interpolation(model: Any, options: argparse.Namespace) -> str:
+    spec = _encoded_image(model)
+    if spec is None:
+        raise ValueError(
+            "Only a model with an encoder of images interpolates between given ones; a GAN, for one, has none. "
+            f"Received: {options.source!r}"
+        )
+    _check_image_options(options)
+    size = _image_size(spec.shape[1:])
+    low, high = spec.minimum, spec.maximum
+    start, end = (low + (high - low) * _read(path, size).reshape(1, *spec.shape[1:]) for path in options.interpolate)
+    path = model.interpolate(start, end, _NUM_STEPS)[0]
+    return _write(_as_images(path), _NUM_STEPS, model, options.output or Path("interpolation.png"))
+
+
+def _encoded_image(model: Any) -> Spec | None:
+    """Returns the input `image` of the signature `encode` of a model that interpolates; `None` where there is none."""
+    signatures = model.signatures() if hasattr(model, "signatures") else {}
+    if not hasattr(model, "interpolate") or "encode" not in signatures:
+        return None
+    return signatures["encode"].inputs.get("image")
+
+
+def _read(path: Path, size: tuple[int, int, int]) -> np.ndarray:
+    """Returns the picture of a PNG file.
+
+    Args:
+        path: path.
+        size: tuple of int. Height, width and channels, 1 or 3, of the result.
+
+    Returns:
+        float32 array of that shape, in [0, 1]; a picture in colours gives its luminance where grey is wanted.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no PNG, a picture of another size, or one that is transparent.
+    """
+    import numpy as np
+    from matplotlib import image
+
+    try:
+        pixels = image.imread(path, format="png")
+    except (SyntaxError, ValueError) as error:  # what PIL and matplotlib raise on another or a damaged file
+        raise ValueError(f"`--interpolate` takes PNG files. Received: {str(path)!r}, {error}") from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape[2] == 4 and pixels[..., 3].min() < 1:
+        raise ValueError(f"`--interpolate` takes pictures without transparent pixels. Received: {str(path)!r}")
+    if pixels.shape[:2] != size[:2]:
+        raise ValueError(
+            f"`--interpolate` takes pictures of {size[0]} x {size[1]} pixels, the size of this model. "
+            f"Received: {pixels.shape[0]} x {pixels.shape[1]} in {str(path)!r}"
+        )
+    colours = np.broadcast_to(pixels[..., :3], (*size[:2], 3))
+    if size[2] == 3:
+        return colours.astype(np.float32)
+    return (colours @ np.array(_LUMINANCE)).clip(0, 1).astype(np.float32)[..., None]
