@@ -131,8 +131,16 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 1000, progress: Pr
         command=f"zoo reproduce mine --seeds {seeds} --updates {updates}",
         tables={
             "nats_by_correlation": {
-                "truth": {f"{dim} dimensions": [truth(dim, c) for c in CORRELATIONS] for dim in DIMENSIONS},
-                **{arm: _statistics(ledger.values(arm, "estimates")) for arm in sweeps},
+                **{f"truth, {dim} dimensions": {str(c): truth(dim, c) for c in CORRELATIONS} for dim in DIMENSIONS},
+                **{
+                    arm: {
+                        str(correlation): _statistics(estimates)
+                        for correlation, estimates in zip(
+                            CORRELATIONS, zip(*ledger.values(arm, "estimates"), strict=True), strict=True
+                        )
+                    }
+                    for arm in sweeps
+                },
             },
             "nats_on_digits": {name: _statistics(ledger.values(name, "nats")) for name in (TRUE_LABELS, OTHER_LABELS)},
             "gan": {
