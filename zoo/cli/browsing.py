@@ -33,8 +33,10 @@ def list_methods(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("method", "task", "trained presets"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    # Folded in a narrow terminal rather than cut off: what is printed can be typed
+    for column in ("task", "trained presets"):
+        table.add_column(column, overflow="fold")
     table.add_column("summary")
     for method in methods:
         trained = ", ".join(_summary(method)["trained_presets"])
