@@ -261,6 +261,7 @@ def _experiment_section(name: str, results: Path) -> list[str]:
         f"Claim: {found['claim']}",
         f"Verdict: {found['verdict']}",
         f"![Results of the experiment](../results/{image.name})" if image.is_file() else "",
+        *(f"![More results](../results/{each.name})" for each in sorted(results.glob(f"{name}_*.png"))),
         *(part for key, value in found.items() if key not in _NO_TABLES for part in _result(key, value)),
         f"Repeat it: `{found['command']}` ({settings}).",
     ]
