@@ -10,14 +10,16 @@ import zoo.datasets as datasets
 from zoo.datasets import registry
 
 EMBEDDED_TEXTS = ("austen", "pydoc_topics")
-EMBEDDED_ARRAYS = ("digits", "fashion_mnist_sample", "mnist_sample")
+EMBEDDED_ARRAYS = ("breast_cancer", "diabetes", "digits", "fashion_mnist_sample", "mnist_sample")
 
 
 def test_datasets_are_found_by_their_files():
     assert datasets.list_datasets() == [
         "austen",
         "austen_full",
+        "breast_cancer",
         "cifar10",
+        "diabetes",
         "digits",
         "enwik8",
         "fashion_mnist",
