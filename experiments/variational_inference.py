@@ -20,13 +20,8 @@ import tensorflow_probability as tfp
 
 from zoo.arguments import require
 from zoo.experiments.report import Ledger, Progress, difference, spread, write_results
-from zoo.generative.variational_inference import (
-    ADVIStepSize,
-    Posterior,
-    VariationalInference,
-    as_posterior,
-    breast_cancer_rows,
-)
+from zoo.generative.posteriors import Posterior, as_posterior, breast_cancer_rows
+from zoo.generative.variational_inference import ADVIStepSize, VariationalInference
 from zoo.training.recipe import Recipe, TrainingData
 
 if TYPE_CHECKING:

@@ -5,7 +5,18 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
+
+# `--import-mode=importlib` leaves sys.path alone, so that a module of tests can import only what is installed. Bare packages
+# give folders with modules that several tests share a name, without one for all that lies beside them.
+for _name in ("conformance", "generative"):
+    _package = ModuleType(_name)
+    _package.__path__ = [str(Path(__file__).parent / _name)]
+    sys.modules[_name] = _package
 
 
 @pytest.fixture(scope="session")

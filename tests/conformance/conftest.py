@@ -1,19 +1,10 @@
-"""Makes the modules of this folder importable as `conformance.<module>`, and one `Subject` a method for all checks."""
+"""One `Subject` a method for all checks; the checks of one method run in one process."""
 
 import shutil
-import sys
-import types
-from pathlib import Path
 
 import pytest
 
 import zoo
-
-# `--import-mode=importlib` leaves sys.path alone, so that a module of tests can import only what is installed. A bare
-# package does not: it adds no other folder of tests/ to what `import` finds.
-_package = types.ModuleType("conformance")
-_package.__path__ = [str(Path(__file__).parent)]
-sys.modules.setdefault("conformance", _package)
 
 
 @pytest.fixture(scope="session", params=zoo.list_models())

@@ -1,5 +1,6 @@
 """The deterministic autoencoder, held against principal components and losses written another way."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from generative import image_models
+from generative.image_models import images_for
 
 import zoo
 from zoo.datasets import load_arrays
@@ -17,20 +20,7 @@ CONVOLUTIONS = {"convolutions": [[3, 3, 1], [4, 3, 2]], "activation": "leaky_rel
 VARIANTS = [{}, {"reconstruction_loss": "squared_error"}, CONVOLUTIONS]
 
 
-def random_model(image_shape=(4, 6, 1), seed=0, **changes):
-    """A small model with no weight left at its initial value."""
-    keras.utils.set_random_seed(seed)
-    arguments = {"latent_dim": 3, "hidden_dims": [16], "num_levels": 5, "activation": "tanh"}
-    model = Autoencoder(image_shape, **{**arguments, **changes})
-    rng = np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        if len(variable.shape) < 2:
-            variable.assign(rng.normal(0.0, 0.5, variable.shape))
-    return model
-
-
-def images_for(model, count=5, seed=0):
-    return model.preprocess(np.random.default_rng(seed).integers(0, model.num_levels, (count, *model.image_shape)))
+random_model = functools.partial(image_models.random_model, Autoencoder)
 
 
 # === The loss ===
@@ -198,28 +188,6 @@ def test_paper_network_has_its_layers():
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_every_weight_is_trained(changes):
-    model = random_model(**changes)
-    images = images_for(model, 8)
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(x=images, y_pred=model(images, training=True))
-    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
-    for variable, gradient in zip(model.trainable_weights, gradients, strict=True):
-        assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, variable.path
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
-def test_saving_gives_the_model_back(changes, tmp_path):
-    model = random_model(**changes)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    images = images_for(model)
-
-    assert loaded.get_config() == model.get_config()
-    np.testing.assert_array_equal(loaded(images)["reconstruction"], model(images)["reconstruction"])
-
-
-@pytest.mark.parametrize("changes", VARIANTS)
 def test_mixed_precision_keeps_images_and_losses_in_float32(changes):
     exact = random_model(**changes)
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -252,22 +220,3 @@ def test_mixed_precision_keeps_images_and_losses_in_float32(changes):
 def test_bad_arguments(changes, name):
     with pytest.raises(ValueError, match=f"`{name}` must be .*Received: "):
         random_model(**changes)
-
-
-def test_whole_numbers_are_told_to_be_divided():
-    model = random_model(num_levels=256)
-    stored = np.random.default_rng(0).integers(0, 256, (4, 4, 6, 1)).astype("uint8")
-    model.compile(optimizer="sgd", jit_compile=False)
-    for call in (model, model.encode, model.reconstruct, lambda image: model.fit(image, verbose=0)):
-        with pytest.raises(TypeError, match=r"`image` must be of floats in \[0, 1\]: divide levels by 255.*uint8"):
-            call(stored)
-
-
-@pytest.mark.parametrize("value", [-0.1, 255.0, np.nan])
-def test_values_out_of_range(value):
-    model = random_model()
-    images = images_for(model)
-    images[1, 2, 3, 0] = value
-    for call in (model.encode, model.reconstruct, lambda image: model.interpolate(image, image)):
-        with pytest.raises(ValueError, match=r"`image` must be .*Received: "):
-            call(images)

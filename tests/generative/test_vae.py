@@ -1,5 +1,6 @@
 """The variational autoencoder, held against closed forms, probabilistic principal components and TensorFlow Probability."""
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from generative import image_models
 
 import zoo
 from zoo.datasets import load_arrays
@@ -15,7 +17,8 @@ from zoo.export import FORMATS, export_model
 from zoo.export.runners import open_artifact
 from zoo.generative import vae as module
 from zoo.generative.likelihoods import MIN_LOG_SCALE, Bernoulli, Categorical, DiscretizedLogistic, Gaussian
-from zoo.generative.vae import EVALUATION_SAMPLES, VAE, kl_to_standard_normal, log_mean_exp
+from zoo.generative.vae import EVALUATION_SAMPLES, VAE, kl_to_standard_normal
+from zoo.ops.probability import log_mean_exp
 
 tfd = tfp.distributions
 
@@ -25,21 +28,11 @@ MIXTURE = {"kl": "sampled", "prior": "mixture", "num_components": 5, "posterior_
 CONVOLUTIONS = {"convolutions": [[3, 3, 1], [4, 3, 2]], "activation": "leaky_relu", "center_inputs": True}
 
 
-def random_model(image_shape=(4, 6, 1), seed=0, **changes):
-    """A small model with no weight left at its initial value."""
-    keras.utils.set_random_seed(seed)
-    arguments = {"latent_dim": 3, "hidden_dims": [16], "num_levels": 5, "activation": "tanh"}
-    model = VAE(image_shape, **{**arguments, **changes})
-    rng = np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        if len(variable.shape) < 2:
-            variable.assign(rng.normal(0.0, 0.5, variable.shape))
-    return model
+random_model = functools.partial(image_models.random_model, VAE)
 
 
-def images_for(model, count=5, seed=0):
-    levels = np.random.default_rng(seed).integers(0, model.num_levels, (count, *model.image_shape))
-    return tf.constant(model.preprocess(levels))
+def images_for(model, count=5):
+    return tf.constant(image_models.images_for(model, count))
 
 
 def noise_for(model, count=5, num_samples=7, seed=0):
@@ -616,18 +609,6 @@ def test_fit_repeats_under_a_seed():
     assert losses[0][-1] < losses[0][0]
 
 
-@pytest.mark.parametrize("changes", [{}, MIXTURE, CONVOLUTIONS, {"likelihood": "gaussian_shared"}])
-def test_every_weight_is_trained(changes):
-    model = random_model(**changes)
-    images = images_for(model, 8)
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(x=images, y_pred=model(images, training=True))
-    for variable, gradient in zip(
-        model.trainable_weights, tape.gradient(loss, [v.value for v in model.trainable_weights]), strict=True
-    ):
-        assert gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 0, variable.path
-
-
 @pytest.mark.parametrize("changes", [{}, MIXTURE, CONVOLUTIONS])
 def test_mixed_precision_keeps_the_bound_in_float32(changes):
     exact = random_model(**changes)
@@ -642,19 +623,6 @@ def test_mixed_precision_keeps_the_bound_in_float32(changes):
     assert model.encoder.heads[0].compute_dtype == "bfloat16"
     assert all(value.dtype == tf.float32 for value in found.values())
     np.testing.assert_allclose(found["elbo"], exact._bound(images, noise)["elbo"], rtol=0.05)
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, MIXTURE, CONVOLUTIONS, *({"likelihood": name} for name in LIKELIHOODS[1:])], ids=str
-)
-def test_saving_gives_the_model_back(changes, tmp_path):
-    model = random_model(**changes)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    images = images_for(model)
-
-    assert loaded.get_config() == model.get_config()
-    np.testing.assert_array_equal(loaded(images)["elbo"], model(images)["elbo"])
 
 
 # === Networks ===
@@ -792,41 +760,6 @@ def test_task_metric_is_the_importance_weighted_bound_of_the_test_images():
 def test_bad_arguments(changes, name):
     with pytest.raises(ValueError, match=f"`{name}` must be .*Received: "):
         random_model(**changes)
-
-
-def test_whole_numbers_are_told_to_be_divided():
-    model = random_model(num_levels=256)
-    stored = np.random.default_rng(0).integers(0, 256, (4, 4, 6, 1)).astype("uint8")
-    model.compile(optimizer="sgd", jit_compile=False)
-    for call in (
-        model,
-        model.encode,
-        model.log_likelihood,
-        model.reconstruct,
-        lambda image: model.fit(image, verbose=0),
-        lambda image: model.interpolate(image, image),
-    ):
-        with pytest.raises(TypeError, match=r"`image` must be of floats in \[0, 1\]: divide levels by 255.*uint8"):
-            call(stored)
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.5, 255.0, np.nan])
-def test_values_out_of_range(value):
-    model = random_model()
-    images = images_for(model).numpy()
-    images[1, 2, 3, 0] = value
-    for call in (model.encode, model.log_likelihood, model.reconstruct, lambda image: model.interpolate(image, image)):
-        with pytest.raises(ValueError, match=r"`image` must be .*Received: "):
-            call(images)
-
-
-def test_images_of_another_shape():
-    model = random_model()
-    model.compile(optimizer="sgd", jit_compile=False)
-    images = np.zeros((3, 6, 4, 1), np.float32)
-    for call in (model, model.encode, lambda image: model.fit(image, verbose=0)):
-        with pytest.raises(ValueError, match=r"`image` must .*shape"):
-            call(images)
 
 
 @pytest.mark.parametrize("stored", [np.full((1, 4, 6), 5), np.full((1, 4, 6), 0.5), np.zeros((1, 6, 4))], ids=repr)

@@ -10,17 +10,14 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from zoo.experiments import variational_inference as experiment
-from zoo.generative import variational_inference as vi
 from zoo.generative.guides import GUIDES, AutoregressiveNetwork, inverse_and_log_det, inverse_softplus, make_guide
+from zoo.generative.posteriors import TARGETS, Posterior, as_posterior, breast_cancer_rows, register_target
 from zoo.generative.variational_inference import (
-    TARGETS,
+    EVALUATION_SEED,
     ADVIStepSize,
-    Posterior,
     VariationalInference,
-    as_posterior,
     cavi_regression,
     pareto_k,
-    register_target,
 )
 
 tfd = tfp.distributions
@@ -634,12 +631,12 @@ def test_others_are_not(tmp_path):
 
 def test_held_out_rows_are_predicted():
     model = VariationalInference("breast_cancer_logistic", initial_scale=0.1)
-    rows = vi.breast_cancer_rows("test")
+    rows = breast_cancer_rows("test")
     before = model.log_predictive(rows, num_samples=200)
     fit(model, 400)
     after = model.log_predictive(rows, num_samples=200)
 
-    parts = {name: tf.constant(value) for name, value in model.sample(200, seed=vi.EVALUATION_SEED).items()}
+    parts = {name: tf.constant(value) for name, value in model.sample(200, seed=EVALUATION_SEED).items()}
     likelihoods = np.exp(model.posterior.log_likelihood(parts, rows).numpy().astype("float64"))
     np.testing.assert_allclose(after, np.log(likelihoods.mean(0)), rtol=1e-4, atol=1e-6)
     assert after.mean() > -0.15 > before.mean()

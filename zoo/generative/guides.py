@@ -38,8 +38,8 @@ from keras import ops
 
 from zoo.arguments import require
 from zoo.layers.couplings import AffineCoupling, DenseConditioner
+from zoo.ops.probability import LOG_2_PI, standard_normal_log_prob
 
-LOG_2_PI = math.log(2.0 * math.pi)
 # Keeps standard deviations away from zero.
 SCALE_FLOOR = 1e-5
 # Forward substitution, one pass a variable, is exported for at most this many variables.
@@ -80,7 +80,7 @@ class Guide(keras.layers.Layer):
         Returns:
             Tuple of the unconstrained latents `(samples, num_latents)` and their log-density in nats `(samples,)`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no map of noise to latents.")
 
     def log_prob(self, unconstrained: Any) -> Any:
         """Returns the log-density in nats, `(samples,)`, of latents `(samples, num_latents)` from anywhere."""
@@ -114,11 +114,6 @@ class Guide(keras.layers.Layer):
 
     def _weight(self, name: str, shape: tuple[int, ...], initializer: Any = "zeros") -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer=initializer, autocast=False)
-
-
-def standard_normal_log_prob(noise: Any) -> Any:
-    """Returns the log-density of standard normal rows, `(samples,)`."""
-    return -0.5 * ops.sum(ops.square(noise) + LOG_2_PI, axis=-1)
 
 
 def inverse_softplus(value: float) -> float:
@@ -352,7 +347,7 @@ class _Flow(Guide):
 
     def _map(self, index: int, values: Any) -> tuple[Any, Any]:
         """Applies one map; returns its log-determinant too."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no map.")
 
 
 class _NetworkFlow(_Flow):
@@ -391,7 +386,7 @@ class _NetworkFlow(_Flow):
 
     def _unmap(self, index: int, values: Any) -> Any:
         """Undoes one map."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no inverse of its maps.")
 
 
 @keras.saving.register_keras_serializable(package="zoo")

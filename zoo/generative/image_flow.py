@@ -21,6 +21,7 @@ import tensorflow_probability as tfp
 from keras import ops
 
 from zoo.arguments import require
+from zoo.generative.image_levels import check_levels
 from zoo.generative.interpolation import interpolate_latents
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric, ZooModel
 
@@ -138,15 +139,7 @@ class ImageFlow(ZooModel):
             ValueError: for another shape, or values that are no levels.
         """
         levels = np.asarray(levels)
-        wanted = ", ".join(map(str, ("batch", *self._image_shape)))
-        require(levels.shape[1:] == self._image_shape, "levels", f"of shape ({wanted})", f"shape={levels.shape}")
-        whole = np.issubdtype(levels.dtype, np.number) and np.array_equal(levels, np.floor(levels))
-        require(
-            bool(whole) and levels.size > 0 and levels.min() >= 0 and levels.max() < self.num_levels,
-            "levels",
-            f"whole numbers from 0 to {self.num_levels - 1}",
-            f"dtype={levels.dtype}, values={levels.ravel()[:5]}...",
-        )
+        check_levels(levels, self._image_shape, self.num_levels)
         noise = np.random.default_rng(seed).random(levels.shape, dtype=np.float32)
         image = np.asarray(self._dequantize(tf.constant(levels, tf.float32), tf.constant(noise)))
         # Level plus noise may round up to the next level; in the last one that would leave the range.
@@ -300,11 +293,11 @@ class ImageFlow(ZooModel):
 
     def _encode(self, image: Any, training: bool = False) -> tuple[Any, Any]:
         """Maps images to latents `(batch, latent_dim)`; also returns log|det|, `(batch,)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no map of images to latents.")
 
     def _decode(self, latent: Any) -> Any:
         """Maps latents `(batch, latent_dim)` to images."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no map of latents to images.")
 
     def _dequantize(self, levels: Any, noise: Any) -> Any:
         low, high = self.value_range

@@ -15,7 +15,9 @@ import tensorflow as tf
 from keras import ops
 
 from zoo.arguments import require
+from zoo.generative.image_levels import check_levels
 from zoo.generative.interpolation import interpolate_latents
+from zoo.layers.chain import apply_chain, build_chain
 from zoo.model import Arrays, Spec, ZooModel
 
 # Seed of the noise in evaluation and in held-out inputs: the same at any time.
@@ -28,13 +30,6 @@ EVALUATION_SEED = 2013
 def _initializer(stddev: float | None) -> keras.initializers.Initializer:
     # A new one for each layer: one that is shared would give layers of one shape the same weights.
     return keras.initializers.GlorotUniform() if stddev is None else keras.initializers.RandomNormal(stddev=stddev)
-
-
-def _build_in_turn(layers: Sequence[keras.layers.Layer], shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    for layer in layers:
-        layer.build(shape)
-        shape = layer.compute_output_shape(shape)
-    return shape
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -82,19 +77,15 @@ class ImageEncoder(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights."""
-        features = math.prod(_build_in_turn(self.convolution_layers, input_shape)[1:])
-        hidden = _build_in_turn(self.hidden_layers, (None, features))
+        features = math.prod(build_chain(self.convolution_layers, input_shape)[1:])
+        hidden = build_chain(self.hidden_layers, (None, features))
         for head in self.heads:
             head.build(hidden)
 
     def call(self, image: Any) -> list[Any]:
         """Maps `(batch, height, width, channels)` to float32 tensors `(batch, head_dim)`."""
-        hidden = 2 * image - 1 if self.center_inputs else image
-        for layer in self.convolution_layers:
-            hidden = layer(hidden)
-        hidden = ops.reshape(hidden, (-1, math.prod(hidden.shape[1:])))
-        for layer in self.hidden_layers:
-            hidden = layer(hidden)
+        hidden = apply_chain(self.convolution_layers, 2 * image - 1 if self.center_inputs else image)
+        hidden = apply_chain(self.hidden_layers, ops.reshape(hidden, (-1, math.prod(hidden.shape[1:]))))
         return [ops.cast(head(hidden), "float32") for head in self.heads]
 
     def get_config(self) -> dict[str, Any]:
@@ -174,21 +165,17 @@ class ImageDecoder(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights."""
-        shape = _build_in_turn(self.hidden_layers, input_shape)
+        shape = build_chain(self.hidden_layers, input_shape)
         if self.convolution_layers:
-            shape = _build_in_turn(self.convolution_layers, (None, 1, 1, shape[-1]))
+            shape = build_chain(self.convolution_layers, (None, 1, 1, shape[-1]))
         for head in self.heads:
             head.build(shape)
 
     def call(self, latent: Any) -> list[Any]:
         """Maps `(batch, latent_dim)` to float32 tensors `(batch, num_values)`, `(batch, num_values, depth)` if deeper."""
-        hidden = latent
-        for layer in self.hidden_layers:
-            hidden = layer(hidden)
+        hidden = apply_chain(self.hidden_layers, latent)
         if self.convolution_layers:
-            hidden = ops.reshape(hidden, (-1, 1, 1, hidden.shape[-1]))
-        for layer in self.convolution_layers:
-            hidden = layer(hidden)
+            hidden = apply_chain(self.convolution_layers, ops.reshape(hidden, (-1, 1, 1, hidden.shape[-1])))
         values = math.prod(self.image_shape)
         return [
             ops.cast(ops.reshape(head(hidden), (-1, values) if depth == 1 else (-1, values, depth)), "float32")
@@ -322,15 +309,7 @@ class ImageAutoencoder(ZooModel):
         """
         levels = np.asarray(levels)
         levels = levels[..., None] if levels.ndim == 3 else levels
-        wanted = ", ".join(map(str, ("num_images", *self.image_shape)))
-        require(levels.shape[1:] == self.image_shape, "levels", f"of shape ({wanted})", f"shape={levels.shape}")
-        whole = np.issubdtype(levels.dtype, np.number) and np.array_equal(levels, np.floor(levels))
-        require(
-            bool(whole) and levels.size > 0 and levels.min() >= 0 and levels.max() < self.num_levels,
-            "levels",
-            f"whole numbers from 0 to {self.num_levels - 1}",
-            f"dtype={levels.dtype}, values={levels.ravel()[:5]}...",
-        )
+        check_levels(levels, self.image_shape, self.num_levels)
         return np.array(self.scale(levels))
 
     def check_images(self, image: Any) -> Any:
@@ -396,7 +375,7 @@ class ImageAutoencoder(ZooModel):
 
     def _codes(self, image: Any) -> np.ndarray:
         """Returns the codes of images, without noise."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no codes of images.")
 
     def _between(self, start: Any, end: Any, position: Any) -> Any:
         position = ops.expand_dims(position, 1)
@@ -427,7 +406,7 @@ class ImageAutoencoder(ZooModel):
 
     def inputs_from_images(self, signature: str, images: np.ndarray, others: np.ndarray) -> Arrays:
         """Returns inputs of a signature made of two batches of real images."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no inputs made of images.")
 
     # === Signatures ===
 

@@ -9,12 +9,13 @@ Checked against: TensorFlow Probability's distributions.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
+
+from zoo.ops.probability import LOG_2_PI
 
 MEAN_ACTIVATIONS = ("sigmoid", "linear")
 # Where a pixel is the same in all images, a density has no maximum: a deviation of 0.007, about two of 256 levels, and for
@@ -67,7 +68,7 @@ class Gaussian:
         """Returns nats; `location` is the mean before its activation."""
         log_variance = ops.maximum(log_variance, MIN_LOG_VARIANCE)
         squares = ops.square(value - self.mean(location)) * ops.exp(-log_variance)
-        return -0.5 * (squares + log_variance + math.log(2 * math.pi))
+        return -0.5 * (squares + log_variance + LOG_2_PI)
 
     def mean(self, location: Any, log_variance: Any = None) -> Any:
         """Returns the mean."""

@@ -31,6 +31,7 @@ from zoo.arguments import require
 from zoo.generative.image_networks import EVALUATION_SEED, ImageAutoencoder
 from zoo.generative.likelihoods import MEAN_ACTIVATIONS, Bernoulli, Categorical, DiscretizedLogistic, Gaussian
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric
+from zoo.ops.probability import log_mean_exp, standard_normal_log_prob
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian_shared", "discretized_logistic", "categorical")
 PRIORS = ("normal", "mixture")
@@ -43,7 +44,6 @@ EVALUATION_BATCH = 100
 VALUES_AT_ONCE = 2**22
 # Uniform noise is kept this far from 0 and 1 where it goes through a quantile function.
 NOISE_MARGIN = 2.0**-24
-LOG_2_PI = math.log(2 * math.pi)
 
 
 def kl_to_standard_normal(mean: Any, log_variance: Any) -> Any:
@@ -57,13 +57,6 @@ def kl_to_standard_normal(mean: Any, log_variance: Any) -> Any:
         Kingma, Welling 2014, appendix B.
     """
     return 0.5 * (ops.square(mean) + ops.exp(log_variance) - log_variance - 1.0)
-
-
-def log_mean_exp(values: Any, axis: int) -> Any:
-    """Returns log(mean(exp(values))) along an axis, exactly the value itself where there is one."""
-    largest = ops.stop_gradient(ops.max(values, axis=axis, keepdims=True))
-    mean = ops.mean(ops.exp(values - largest), axis=axis)
-    return ops.log(mean) + ops.squeeze(largest, axis)
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -273,17 +266,16 @@ class VAE(ImageAutoencoder):
 
     def _posterior_log_prob(self, log_variance: Any, noise: Any) -> Any:
         """Returns log q(z|x) of z = mu + s * e, `(batch, draws)`."""
-        return -0.5 * ops.sum(ops.square(noise) + ops.expand_dims(log_variance, 1) + LOG_2_PI, axis=-1)
+        return standard_normal_log_prob(noise) - 0.5 * ops.expand_dims(ops.sum(log_variance, axis=1), 1)
 
     def _prior_log_prob(self, latent: Any) -> Any:
         """Returns log p(z), `(batch, draws)`."""
         if self.prior == "normal":
-            return -0.5 * ops.sum(ops.square(latent) + LOG_2_PI, axis=-1)
+            return standard_normal_log_prob(latent)
         scale = self._component_scales()
         # Components on the second axis of rows: more than four dimensions have no broadcast on phones
         rows = ops.reshape(latent, (-1, 1, self.latent_dim))
-        squares = ops.square((rows - self.component_means) / scale)
-        log_probs = -0.5 * ops.sum(squares + 2.0 * ops.log(scale) + LOG_2_PI, axis=-1)
+        log_probs = standard_normal_log_prob((rows - self.component_means) / scale) - ops.sum(ops.log(scale), axis=-1)
         log_weights = ops.log_softmax(self.component_logits) + math.log(self.num_components)
         return ops.reshape(log_mean_exp(log_probs + log_weights, axis=1), ops.shape(latent)[:2])
 

@@ -29,6 +29,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from zoo.ops.probability import log_mean_exp
+
 
 def joint_and_marginal(scores: Any) -> tuple[Any, Any]:
     """Splits a matrix of scores into its diagonal and the rest.
@@ -68,7 +70,7 @@ def donsker_varadhan(joint_scores: Any, marginal_scores: Any) -> Any:
         Belghazi et al. 2018, equation 3; Poole et al. 2019, equation 5.
     """
     joint_scores, marginal_scores = _vectors(joint_scores, marginal_scores)
-    return ops.mean(joint_scores, axis=-1) - _log_mean_exp(marginal_scores)
+    return ops.mean(joint_scores, axis=-1) - log_mean_exp(marginal_scores)
 
 
 def nwj(joint_scores: Any, marginal_scores: Any) -> Any:
@@ -88,7 +90,7 @@ def nwj(joint_scores: Any, marginal_scores: Any) -> Any:
         Nguyen et al. 2010; Poole et al. 2019, equation 6.
     """
     joint_scores, marginal_scores = _vectors(joint_scores, marginal_scores)
-    return ops.mean(joint_scores, axis=-1) - ops.exp(_log_mean_exp(marginal_scores) - 1.0)
+    return ops.mean(joint_scores, axis=-1) - ops.exp(log_mean_exp(marginal_scores) - 1.0)
 
 
 def jensen_shannon_objective(joint_scores: Any, marginal_scores: Any) -> Any:
@@ -222,7 +224,7 @@ def interpolated(scores: Any, alpha: float, log_baseline: Any = 1.0) -> Any:
     _, left_out = joint_and_marginal(ops.expand_dims(joint, -1) - denominator)
     all_others = ops.diagonal(denominator, axis1=-2, axis2=-1)
     _, marginal = joint_and_marginal(scores - ops.expand_dims(all_others, -1))
-    return 1.0 + ops.mean(left_out, axis=-1) - ops.exp(_log_mean_exp(marginal))
+    return 1.0 + ops.mean(left_out, axis=-1) - ops.exp(log_mean_exp(marginal))
 
 
 # === Parts ===
@@ -230,7 +232,7 @@ def interpolated(scores: Any, alpha: float, log_baseline: Any = 1.0) -> Any:
 
 def _contrast(right: Any, scores: Any, mask: Any) -> Any:
     # Differences first: between large scores a sum would round them away.
-    return -ops.mean(_log_mean_exp(scores - ops.expand_dims(right, -1), mask), axis=-1)
+    return -ops.mean(log_mean_exp(scores - ops.expand_dims(right, -1), mask=mask), axis=-1)
 
 
 def _column(value: Any, scores: Any) -> Any:
@@ -245,15 +247,6 @@ def _log_interpolate(alpha: float, first: Any, second: Any) -> Any:
     if alpha == 0:
         return second
     return ops.logaddexp(first + math.log(alpha), second + math.log1p(-alpha))
-
-
-def _log_mean_exp(scores: Any, mask: Any = None) -> Any:
-    """Returns the logarithm of the mean exponential over the last axis, of entries where `mask` is true."""
-    if mask is None:
-        return ops.logsumexp(scores, axis=-1) - ops.log(ops.cast(ops.shape(scores)[-1], scores.dtype))
-    count = ops.sum(ops.cast(mask, scores.dtype), axis=-1)
-    # Far below any score, and finite, so that gradients are.
-    return ops.logsumexp(ops.where(mask, scores, -1e30), axis=-1) - ops.log(count)
 
 
 def _log_mean_exp_of_others(scores: Any) -> Any:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from zoo.layers.chain import apply_chain, build_chain
+
 CRITICS = ("bilinear", "inner", "separable", "mlp")
 
 
@@ -33,7 +35,7 @@ class Critic(keras.layers.Layer):
         Returns:
             Tensor `(..., K, M)`, or `(..., K)` if aligned.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no scores.")
 
 
 class EmbeddingCritic(Critic):
@@ -44,11 +46,11 @@ class EmbeddingCritic(Critic):
 
     def embed_x(self, x: Any) -> Any:
         """Returns u(x), `(..., embedding_dim)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no embedding of x.")
 
     def embed_y(self, y: Any) -> Any:
         """Returns v(y), `(..., embedding_dim)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no embedding of y.")
 
     def call(self, x: Any, y: Any, aligned: bool = False) -> Any:
         """Scores pairs; see `Critic`."""
@@ -129,16 +131,16 @@ class SeparableCritic(EmbeddingCritic):
 
     def build(self, x_shape: Sequence[int | None], y_shape: Sequence[int | None]) -> None:
         """Creates both networks."""
-        _build_chain(self.x_layers, x_shape)
-        _build_chain(self.y_layers, y_shape)
+        build_chain(self.x_layers, x_shape)
+        build_chain(self.y_layers, y_shape)
 
     def embed_x(self, x: Any) -> Any:
         """Returns g(x)."""
-        return _apply_chain(self.x_layers, x)
+        return apply_chain(self.x_layers, x)
 
     def embed_y(self, y: Any) -> Any:
         """Returns h(y)."""
-        return _apply_chain(self.y_layers, y)
+        return apply_chain(self.y_layers, y)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -185,14 +187,14 @@ class ConcatenatedCritic(Critic):
             scale = (shape[-1] + width) / (together + width)
             layer.kernel_initializer = keras.initializers.VarianceScaling(scale, "fan_avg", "uniform")
             layer.build(shape)
-        _build_chain(self.score_layers, (*x_shape[:-1], width))
+        build_chain(self.score_layers, (*x_shape[:-1], width))
 
     def call(self, x: Any, y: Any, aligned: bool = False) -> Any:
         """Scores pairs; see `Critic`."""
         x, y = self.x_projection(x), self.y_projection(y)
         if not aligned:
             x, y = ops.expand_dims(x, -2), ops.expand_dims(y, -3)
-        return ops.squeeze(_apply_chain(self.score_layers, self.activation(x + y)), -1)
+        return ops.squeeze(apply_chain(self.score_layers, self.activation(x + y)), -1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
@@ -244,15 +246,3 @@ def _hidden_layers(sizes: Sequence[int], activation: Any, dtype: Any, name: str)
         keras.layers.Dense(size, activation=activation, dtype=dtype, name=f"{name}_{index}")
         for index, size in enumerate(sizes)
     ]
-
-
-def _build_chain(layers: Sequence[keras.layers.Dense], shape: Sequence[int | None]) -> None:
-    for layer in layers:
-        layer.build(shape)
-        shape = (*shape[:-1], layer.units)
-
-
-def _apply_chain(layers: Sequence[keras.layers.Dense], inputs: Any) -> Any:
-    for layer in layers:
-        inputs = layer(inputs)
-    return inputs

@@ -21,6 +21,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from zoo.layers.chain import apply_chain, build_chain
+
 COUPLINGS = ("additive", "affine")
 
 
@@ -47,15 +49,11 @@ class DenseConditioner(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the weights."""
-        for stage in self.stages:
-            stage.build(input_shape)
-            input_shape = (*input_shape[:-1], stage.units)
+        build_chain(self.stages, input_shape)
 
     def call(self, inputs: Any) -> Any:
         """Maps `(batch, ..., features)` to `(batch, ..., output_dim)`."""
-        for stage in self.stages:
-            inputs = stage(inputs)
-        return inputs
+        return apply_chain(self.stages, inputs)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the shape of the output."""

@@ -8,12 +8,15 @@ from zoo.ops.attention import (
     take_distances,
     valid_slots_mask,
 )
+from zoo.ops.probability import log_mean_exp, standard_normal_log_prob
 
 __all__ = [
     "causal_memory_mask",
+    "log_mean_exp",
     "masked_softmax",
     "relative_shift",
     "sinusoid_positions",
+    "standard_normal_log_prob",
     "take_distances",
     "valid_slots_mask",
 ]
