@@ -14,6 +14,7 @@ import tensorflow as tf
 from zoo.catalog import info
 from zoo.datasets import load_arrays
 from zoo.experiments.report import Ledger, Progress, spread, write_results
+from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder
 from zoo.generative.image_networks import ImageAutoencoder
 from zoo.training.recipe import Recipe, TrainingData
@@ -55,17 +56,6 @@ def _slices(levels: np.ndarray, batch_size: int, model: ImageAutoencoder) -> tf.
     return tf.data.Dataset.from_tensor_slices(levels).batch(batch_size).map(model.scale)
 
 
-def adam(learning_rate: float) -> Callable[[keras.Model, int], None]:
-    """Returns the `compile` function of a recipe: Adam, its learning rate falling to 0 along a cosine."""
-
-    def compile_model(model: keras.Model, num_updates: int) -> None:
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, num_updates)
-        # XLA takes longer to compile these small dense graphs than it saves on a CPU.
-        model.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=False)
-
-    return compile_model
-
-
 def evaluate(model: Autoencoder, dataset: str, split: str) -> dict[str, float]:
     """Returns the mean squared error of a split's images, summed over an image's values."""
     return {"squared_error": model.mean_squared_error(lambda name, inputs: model.run(name, **inputs), dataset, split)}
@@ -80,7 +70,7 @@ def _mnist(preset: str, epochs: int) -> Recipe:
         epochs=epochs,
         steps_per_epoch=500,
         data=shuffled_images(100),
-        compile=adam(1e-3),
+        compile=cosine_adam(1e-3),
         evaluate=evaluate,
         monitor="val_loss",
     )
@@ -94,7 +84,7 @@ RECIPES = {
         epochs=300,
         steps_per_epoch=13,
         data=shuffled_images(100),
-        compile=adam(2e-3),
+        compile=cosine_adam(2e-3),
         evaluate=evaluate,
         monitor="val_loss",
     ),
@@ -126,7 +116,7 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 4000, progress: Pr
         updates: int. Updates of every training, of 100 images each.
         progress: callable that takes one line per run.
     """
-    dataset = available_mnist(progress)
+    dataset = available_dataset("mnist", progress)
     settings = {"dataset": dataset, "split": "test", "updates": updates, "batch_size": 100}
     ledger = Ledger(directory / "autoencoder.runs.json", settings)
     for seed in range(seeds):
@@ -159,16 +149,6 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 4000, progress: Pr
     )
 
 
-def available_mnist(progress: Progress) -> str:
-    """Returns `"mnist"`, or the embedded part of it where the whole cannot be had."""
-    try:
-        load_arrays("mnist", "train")
-    except (ConnectionError, FileNotFoundError) as error:
-        progress(f"mnist_sample instead of mnist: {error}")
-        return "mnist_sample"
-    return "mnist"
-
-
 def _arm(name: str, latent_dim: int) -> str:
     return f"{name}, {latent_dim}"
 
@@ -180,7 +160,7 @@ def run_autoencoder(
     keras.utils.set_random_seed(seed)
     changes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "reconstruction_loss": "squared_error"}
     model = Autoencoder(**{**info("autoencoder").preset("mnist").config, **changes})
-    adam(1e-3)(model, updates)
+    cosine_adam(1e-3)(model, updates)
     levels = load_arrays(dataset, "train")["image"][..., None]
     model.fit(batches(model, levels, 100, seed), steps_per_epoch=updates, shuffle=False, verbose=0)
     images = shown_images(model.held_out_images(dataset, "test"))

@@ -20,7 +20,9 @@ import tensorflow as tf
 from keras import ops
 
 from zoo.catalog import get
+from zoo.experiments.gaussian_pairs import gaussian_pairs
 from zoo.experiments.report import Ledger, Progress, spread, write_results
+from zoo.experiments.training import cosine_adam
 from zoo.information.image_pairs import labelled_images
 from zoo.information.mine import MINE, VARIANTS, adaptive_clip
 from zoo.training.recipe import Recipe, TrainingData
@@ -47,12 +49,6 @@ def _training_data(train: Mapping[str, np.ndarray], validation: Mapping[str, np.
     )
 
 
-def compile_model(model: MINE, num_updates: int, **kwargs: Any) -> None:
-    """Compiles a model with Adam; its learning rate falls to zero along a cosine."""
-    schedule = keras.optimizers.schedules.CosineDecay(1e-3, num_updates)
-    model.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=False, **kwargs)
-
-
 def evaluate(model: MINE, dataset: str, split: str) -> dict[str, float]:
     """Returns the estimate from held-out pairs, in nats."""
     return {"mutual_information": model.estimate(**labelled_images(dataset, split))}
@@ -66,7 +62,7 @@ RECIPES = {
         epochs=100,
         steps_per_epoch=10,
         data=shuffled_pairs,
-        compile=compile_model,
+        compile=cosine_adam(1e-3),
         evaluate=evaluate,
         monitor="val_loss",
     )
@@ -172,22 +168,6 @@ def truth(dim: int, correlation: float) -> float:
     return -0.5 * dim * math.log(1 - correlation**2) + 0.0
 
 
-def gaussian_pairs(count: int, dim: int, correlation: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns pairs of standard normal variables, correlated component by component.
-
-    Args:
-        count: int.
-        dim: int.
-        correlation: float in [0, 1).
-        rng: NumPy generator.
-
-    Returns:
-        Dict of float32 arrays `"x"` and `"z"` `(count, dim)`.
-    """
-    x, noise = (rng.standard_normal((count, dim), "float32") for _ in range(2))
-    return {"x": x, "z": np.float32(correlation) * x + np.float32((1 - correlation**2) ** 0.5) * noise}
-
-
 def run_sweep(variant: str, dim: int, size: int, updates: int, seed: int) -> dict[str, Any]:
     """Trains a network on the pairs of every correlation, from the same start.
 
@@ -198,7 +178,7 @@ def run_sweep(variant: str, dim: int, size: int, updates: int, seed: int) -> dic
     keras.utils.set_random_seed(seed)
     model = MINE(dim, dim, HIDDEN, variant=variant)
     steps = max(updates // POINTS, 1)
-    compile_model(model, steps * POINTS, steps_per_execution=steps)
+    cosine_adam(1e-3, steps_per_execution=steps)(model, steps * POINTS)
     model.optimizer.build(model.trainable_variables)
     # One model, so that its functions are traced once
     variables = [*model.variables, *model.optimizer.variables]
@@ -209,13 +189,14 @@ def run_sweep(variant: str, dim: int, size: int, updates: int, seed: int) -> dic
         for variable, value in zip(variables, start, strict=True):
             variable.assign(value)
         averages = RunningAverages()
-        data = tf.data.Dataset.from_tensor_slices(gaussian_pairs(steps * POINTS * size, dim, correlation, rng))
+        x, z = gaussian_pairs(steps * POINTS * size, dim, correlation, rng)
+        data = tf.data.Dataset.from_tensor_slices({"x": x, "z": z})
         # Repeated, as Keras looks for an epoch more; every pair is seen once
         data = data.batch(size, drop_remainder=True).repeat()
         history = model.fit(
             data, epochs=POINTS, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[averages]
         ).history
-        found["estimates"].append(model.estimate(**gaussian_pairs(EVALUATION_PAIRS, dim, correlation, rng)))
+        found["estimates"].append(model.estimate(*gaussian_pairs(EVALUATION_PAIRS, dim, correlation, rng)))
         if correlation == SHOWN:
             found["bound"] = [-loss for loss in history["loss"]]
             found["updates"] = [steps * (i + 1) for i in range(POINTS)]
@@ -239,7 +220,7 @@ class RunningAverages(keras.callbacks.Callback):
 def run_ksg(dim: int, seed: int) -> dict[str, Any]:
     """Returns the estimates of the k-nearest-neighbour estimator, by correlation."""
     rng = np.random.default_rng(seed)
-    return {"estimates": [ksg(**gaussian_pairs(KSG_PAIRS, dim, correlation, rng)) for correlation in CORRELATIONS]}
+    return {"estimates": [ksg(*gaussian_pairs(KSG_PAIRS, dim, correlation, rng)) for correlation in CORRELATIONS]}
 
 
 def ksg(x: np.ndarray, z: np.ndarray, neighbours: int = KSG_NEIGHBOURS) -> float:
@@ -274,7 +255,7 @@ def run_digits(labels: str, updates: int, seed: int) -> dict[str, float]:
     model = get("mine", "digits", weights=None)
     steps = RECIPES["digits"].steps_per_epoch
     epochs = max(updates // steps, 1)
-    compile_model(model, epochs * steps)
+    cosine_adam(1e-3)(model, epochs * steps)
     data = _training_data(pairs["train"], pairs["validation"], seed)
     model.fit(
         data.train,

@@ -17,6 +17,7 @@ from zoo.compression.real_to_binary import RealToBinaryNet
 from zoo.datasets import load_arrays
 from zoo.experiments.image_classifiers import evaluate, shuffled_images
 from zoo.experiments.report import Ledger, Progress, difference, spread, write_results
+from zoo.experiments.training import available_dataset
 from zoo.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def reproduce(
         network: mapping. Constructor arguments that differ from the preset `fashion`.
         progress: callable that takes one line per run.
     """
-    dataset = available_dataset(progress)
+    dataset = available_dataset("fashion_mnist", progress)
     settings = {
         "dataset": dataset,
         "split": "test",
@@ -174,16 +175,6 @@ def reproduce(
         figure=_figure(ledger, dataset),
         settings={**settings, "seeds": seeds},
     )
-
-
-def available_dataset(progress: Progress) -> str:
-    """Returns `"fashion_mnist"`, or the embedded part of it where the whole cannot be had."""
-    try:
-        load_arrays("fashion_mnist", "train")
-    except (ConnectionError, FileNotFoundError) as error:
-        progress(f"fashion_mnist_sample instead of fashion_mnist: {error}")
-        return "fashion_mnist_sample"
-    return "fashion_mnist"
 
 
 def run_arm(arm: Arm, network: Mapping[str, Any], dataset: str, updates: int, seed: int) -> dict[str, Any]:

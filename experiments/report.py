@@ -73,8 +73,9 @@ def write_results(
     tables: Mapping[str, Any],
     figure: Figure,
     settings: Mapping[str, Any],
+    more_figures: Mapping[str, Figure] | None = None,
 ) -> None:
-    """Writes `<method>.json` and `<method>.png`.
+    """Writes `<method>.json`, `<method>.png` and, for each of `more_figures`, `<method>_<name>.png`.
 
     Args:
         method: str. Catalog name.
@@ -85,6 +86,7 @@ def write_results(
         tables: mapping from title to numbers.
         figure: matplotlib figure.
         settings: mapping. Sizes, data set, seeds.
+        more_figures: mapping from names to matplotlib figures, or None.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -100,8 +102,10 @@ def write_results(
     }
     with atomic_file(directory / f"{method}.json") as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
-    with atomic_file(directory / f"{method}.png") as file:
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    named = {method: figure, **{f"{method}_{name}": other for name, other in (more_figures or {}).items()}}
+    for name, drawn in named.items():
+        with atomic_file(directory / f"{name}.png") as file:
+            drawn.savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
 def difference(ledger: Ledger, better: str, worse: str, key: str) -> dict[str, float]:

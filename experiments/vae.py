@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 
 from zoo.catalog import info
 from zoo.datasets import load_arrays
-from zoo.experiments.autoencoder import adam, available_mnist, batches, shuffled_images, tiled
+from zoo.experiments.autoencoder import batches, shuffled_images, tiled
 from zoo.experiments.report import Ledger, Progress, spread, write_results
-from zoo.files import atomic_file
+from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder
 from zoo.generative.image_networks import EVALUATION_SEED, ImageAutoencoder
 from zoo.generative.vae import EVALUATION_SAMPLES, VAE
@@ -68,7 +68,7 @@ def paper_optimizer(model: keras.Model, num_updates: int) -> None:
     model.compile(optimizer=keras.optimizers.Adagrad(0.02), jit_compile=False)
 
 
-SLOW_ADAM, FAST_ADAM = adam(1e-3), adam(2e-3)
+SLOW_ADAM, FAST_ADAM = cosine_adam(1e-3), cosine_adam(2e-3)
 
 
 def _recipe(
@@ -153,7 +153,7 @@ def reproduce(
             for kind in (VARIATIONAL, PLAIN):
                 ledger.run(_arm(kind, dim), seed, lambda kind=kind, run=run: run(kind), progress)
     progress("figures")
-    dataset = available_mnist(progress)
+    dataset = available_dataset("mnist", progress)
     planes = {kind: train_plane(kind, dataset, plane_updates) for kind in (VARIATIONAL, PLAIN)}
     codes = {kind: plane_codes(model, dataset) for kind, model in planes.items()}
     shown = {
@@ -167,10 +167,9 @@ def reproduce(
         command=f"zoo reproduce vae --seeds {seeds} --updates {updates}",
         tables=_tables(ledger, judge, codes),
         figure=_figure(ledger, shown),
+        more_figures={"latent_planes": _plane_figure(planes, codes)},
         settings={**settings, "seeds": seeds, "plane_dataset": dataset, "plane_updates": plane_updates},
     )
-    with atomic_file(directory / "vae_latent_planes.png") as file:
-        _plane_figure(planes, codes).savefig(file, format="png", dpi=120, bbox_inches="tight")
 
 
 def _arm(kind: str, latent_dim: int) -> str:
@@ -214,7 +213,7 @@ def black_and_white(levels: np.ndarray) -> np.ndarray:
 def _fit(
     model: ImageAutoencoder, levels: np.ndarray, updates: int, seed: int, learning_rate: float
 ) -> ImageAutoencoder:
-    adam(learning_rate)(model, updates)
+    cosine_adam(learning_rate)(model, updates)
     model.fit(batches(model, levels, 100, seed), steps_per_epoch=updates, shuffle=False, verbose=0)
     return model
 

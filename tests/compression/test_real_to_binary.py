@@ -583,7 +583,7 @@ def test_recipes_compile_what_they_train(preset):
 
 @pytest.mark.slow
 def test_experiment_writes_results_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.experiments.real_to_binary.available_dataset", lambda progress: "fashion_mnist_sample")
+    monkeypatch.setattr("zoo.experiments.real_to_binary.available_dataset", lambda name, progress: f"{name}_sample")
     lines = []
     for _ in range(2):
         reproduce(tmp_path, 1, 12, {"widths": [8], "depths": [1], "gate_ratio": 4}, lines.append)
