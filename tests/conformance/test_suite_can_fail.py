@@ -1,6 +1,7 @@
 """The conformance suite sees what is wrong: a healthy toy passes every check, each broken one fails its own."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -170,6 +171,19 @@ def test_lost_assets_fail(tmp_path):
 def test_a_model_that_does_not_learn_fails(tmp_path):
     recipe = recipe_with(compile=compiler(lambda: keras.optimizers.SGD(0.0)))
     fails(checks.check_fit, Subject(METHOD, recipe, tmp_path), "loss on one batch must fall")
+
+
+def test_a_last_phase_that_learns_nothing_fails():
+    rng = np.random.default_rng(0)
+    begun = np.linspace(1.0, 0.1, checks.STEPS)
+    learned = SimpleNamespace(training=SimpleNamespace(losses=np.append(begun, begun)))
+    standing = SimpleNamespace(training=SimpleNamespace(losses=np.append(begun, rng.normal(0.1, 0.01, checks.STEPS))))
+    # It begins below half of the first loss, and falls by a third
+    going_on = SimpleNamespace(training=SimpleNamespace(losses=np.append(begun, np.linspace(0.15, 0.1, checks.STEPS))))
+
+    checks.check_fit(learned)
+    checks.check_fit(going_on)
+    fails(checks.check_fit, standing, "loss on one batch must fall")
 
 
 def test_a_training_that_explodes_fails(tmp_path):
