@@ -3,6 +3,9 @@
 Martinez, Yang, Bulat, Tzimiropoulos 2020, section 4.2 (https://arxiv.org/abs/2003.11535). Every stage has a network of its
 own, made from the final model's configuration; a later stage begins with the weights of an earlier one and may be taught
 by it: by its logits, and by where its blocks are active (attention maps).
+
+Differs from the paper: signs are some 20 times as large as the real weights they replace, so that a student whose weights
+become binary has its output scales multiplied by mean |W| of each filter, the nearest multiple of the signs to W.
 """
 
 from __future__ import annotations

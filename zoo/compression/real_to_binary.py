@@ -9,7 +9,8 @@ and two of them make a block. Gradients pass sign where |x| <= 1. The network is
 binary than its teacher: see `zoo.compression.progressive`.
 
 Differs from the paper: the gate's precise place among the scales, and distances of attention maps normalised by L2, are
-taken from notes on the paper; `alpha` is kept beside the gate, where the public replication has none.
+taken from notes on the paper; `alpha` is kept beside the gate, where the public replication has none, and is multiplied by
+mean |W| of its filter where a network with binary weights begins with those of one with real weights.
 
 Checked against: the published parameter counts, a bit-packed runtime (exact integers), the ordinary float ResNet-18.
 """
