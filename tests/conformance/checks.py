@@ -14,13 +14,15 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 import tensorflow as tf
-from conformance.subject import SHORT, STEPS, Subject
+from conformance.subject import SEED, SHORT, STEPS, Subject
 
 from zoo.config import constructor_arguments, write_config
 from zoo.model import Arrays, ZooModel
 
 # The share of its first value by which the loss on one batch has to fall.
 LEARNED = 0.5
+# Least part that falls to the last of several phases
+SHARE = 0.1
 
 
 def same(first: Arrays, second: Arrays) -> bool:
@@ -166,11 +168,13 @@ def check_fit(subject: Subject) -> None:
     # A later phase of training may add terms to the loss: the last one counts
     begun, first = losses[:3].mean(), losses[-STEPS:][:3].mean()
     last, noise = losses[-5:].mean(), losses[-10:].std()
-    # It may have little left to learn where the earlier ones have learned it
-    reference = begun if begun - first >= LEARNED * abs(begun) else first
-    assert reference - last >= LEARNED * abs(reference) and first - last > 5 * noise, (
-        f"The loss on one batch must fall by {LEARNED:.0%} of its first value and by five times its spread ({noise:.3g}). "
-        f"Received: {begun:.4g} at first, from {first:.4g} to {last:.4g} in the last {min(STEPS, len(losses))} steps"
+    learned = first - last >= LEARNED * abs(first)
+    # Where the earlier phases have learned most of it, the last one must add its share
+    learned |= begun - last >= LEARNED * abs(begun) and first - last >= SHARE * abs(first)
+    assert learned and first - last > 5 * noise, (
+        f"The loss on one batch must fall by {LEARNED:.0%} in the last phase, or in all phases with {SHARE:.0%} in the last, "
+        f"and by five times its spread ({noise:.3g}). Received: {begun:.4g} at first, from {first:.4g} to {last:.4g} in the "
+        f"last {min(STEPS, len(losses))} steps"
     )
 
 
@@ -192,7 +196,11 @@ def check_mixed_precision(subject: Subject) -> None:
     for variable in mixed.variables:
         kept = variable.dtype == "float32" or not keras.backend.is_float_dtype(variable.dtype)
         assert kept, f"{variable.path} must be of dtype float32. Received: {variable.dtype}"
-    rounded = False
+    rng, rounded = np.random.default_rng(SEED), False
+    for first, second in zip(exact.trainable_variables, mixed.trainable_variables, strict=True):
+        # A network that begins at zero would hide in what precision it is computed
+        first.assign(first + 0.01 * rng.standard_normal(first.shape))
+        second.assign(first)
     for name, inputs in subject.examples():
         wanted = exact.run(name, **inputs)
         with _types_fit(f"{name!r} under mixed_bfloat16"):

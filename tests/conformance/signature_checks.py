@@ -14,7 +14,7 @@ from zoo.model import Arrays, Signature, Spec
 VERBS = (
     "predict", "encode", "decode", "reconstruct", "sample", "log_prob", "step", "adapt", "generate", "compress",
     "interpolate",
-    "score", "estimate", "encode_context",
+    "score", "estimate", "encode_context", "discriminate",
 )  # fmt: skip
 DTYPES = ("float32", "int32", "bool")
 # Largest difference between a row alone and in a batch, relative to the output's scale: sums in another order.
