@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from zoo.catalog import info
 from zoo.datasets import load_arrays
+from zoo.experiments.image_grids import tiled
 from zoo.experiments.report import Ledger, Progress, spread, write_results
 from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder
@@ -265,10 +266,3 @@ def _show_strips(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def tiled(images: np.ndarray) -> np.ndarray:
-    """Returns one image of images `(rows, columns, height, width)`, with a line of 0 around each."""
-    framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    rows, columns, height, width = framed.shape
-    return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)

@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 from zoo.catalog import info
 from zoo.datasets import load_arrays
-from zoo.experiments.autoencoder import batches, shuffled_images, tiled
+from zoo.experiments.autoencoder import batches, shuffled_images
+from zoo.experiments.image_grids import tiled
 from zoo.experiments.report import Ledger, Progress, spread, write_results
 from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder

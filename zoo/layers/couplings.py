@@ -5,13 +5,14 @@ the conditioner, makes of `kept`:
 
     additive:  y = x + b                          log|det| = 0
     affine:    y = x * exp(c * tanh(a)) + b       log|det| = sum(c * tanh(a)),  c a learned scalar that starts at 0
+    sigmoid:   y = (x + b) * sigmoid(a + 2)       log|det| = sum(log sigmoid(a + 2)),  a + 2 at least -4
 
-Both are inverted without inverting the conditioner. The layers know no way of splitting: halves of a vector,
+All are inverted without inverting the conditioner. The layers know no way of splitting: halves of a vector,
 checkerboards and channels are the caller's.
 
 Reference:
     Dinh, Krueger, Bengio 2014, "NICE" (arXiv 1410.8516), section 3.2; Dinh, Sohl-Dickstein, Bengio 2017, "Density
-    estimation using Real NVP" (arXiv 1605.08803), section 3.2.
+    estimation using Real NVP" (arXiv 1605.08803), section 3.2; Kingma, Dhariwal 2018, "Glow" (arXiv 1807.03039).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from keras import ops
 from zoo.layers.chain import apply_chain, build_chain
 
 COUPLINGS = ("additive", "affine")
+# Bound of the sigmoid coupling: no coupling magnifies by more than 1 / sigmoid(-4) = 56 when it is inverted.
+SMALLEST_LOGIT = -4.0
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -106,21 +109,22 @@ class AdditiveCoupling(keras.layers.Layer):
         """Number of conditioner outputs for each changed feature."""
         return 1
 
-    def call(self, kept: Any, changed: Any) -> tuple[Any, Any]:
+    def call(self, kept: Any, changed: Any, training: bool = False) -> tuple[Any, Any]:
         """Maps the changed part.
 
         Args:
             kept: tensor `(batch, ..., features)`.
             changed: tensor `(batch, ..., features)`.
+            training: bool. Passed on to the conditioner.
 
         Returns:
             Tuple of the mapped part and the log-determinant of the Jacobian, `(batch,)`.
         """
-        shift = self._condition(kept, changed)
+        shift = self._condition(kept, changed, training)
         return changed + shift, ops.zeros_like(_sum_features(changed))
 
     def inverse(self, kept: Any, changed: Any) -> Any:
-        """Undoes `call`: recovers the changed part from the mapped one."""
+        """Undoes `call` outside of training: recovers the changed part from the mapped one."""
         return changed - self._condition(kept, changed)
 
     def get_config(self) -> dict[str, Any]:
@@ -132,8 +136,8 @@ class AdditiveCoupling(keras.layers.Layer):
         """Creates the layer and its conditioner from `get_config`."""
         return cls(**{**config, "conditioner": keras.saving.deserialize_keras_object(config["conditioner"])})
 
-    def _condition(self, kept: Any, changed: Any) -> Any:
-        return ops.cast(self.conditioner(kept), changed.dtype)
+    def _condition(self, kept: Any, changed: Any, training: bool = False) -> Any:
+        return ops.cast(self.conditioner(kept, training=training), changed.dtype)
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -159,19 +163,56 @@ class AffineCoupling(AdditiveCoupling):
         """Number of conditioner outputs for each changed feature."""
         return 2
 
-    def call(self, kept: Any, changed: Any) -> tuple[Any, Any]:
+    def call(self, kept: Any, changed: Any, training: bool = False) -> tuple[Any, Any]:
         """Maps the changed part; see `AdditiveCoupling.call`."""
-        log_scale, shift = self._log_scale_and_shift(kept, changed)
+        log_scale, shift = self._log_scale_and_shift(kept, changed, training)
         return changed * ops.exp(log_scale) + shift, _sum_features(log_scale)
 
     def inverse(self, kept: Any, changed: Any) -> Any:
-        """Undoes `call`: recovers the changed part from the mapped one."""
+        """Undoes `call` outside of training: recovers the changed part from the mapped one."""
         log_scale, shift = self._log_scale_and_shift(kept, changed)
         return (changed - shift) * ops.exp(-log_scale)
 
-    def _log_scale_and_shift(self, kept: Any, changed: Any) -> tuple[Any, Any]:
-        raw, shift = ops.split(self._condition(kept, changed), 2, axis=-1)
+    def _log_scale_and_shift(self, kept: Any, changed: Any, training: bool = False) -> tuple[Any, Any]:
+        raw, shift = ops.split(self._condition(kept, changed, training), 2, axis=-1)
         return self.log_scale_bound * ops.tanh(raw), shift
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class SigmoidCoupling(AdditiveCoupling):
+    """Shifts the changed part by one function of the kept part, then shrinks it by another: the scale stays below 1.
+
+    A conditioner that begins at zero begins with no shift and the scale sigmoid(2) = 0.88. The scale stays above 0.018:
+    without a bound, a chain of trained couplings divides improbable latents by scales that round to 0.
+
+    Args:
+        conditioner: layer. Maps the kept part to twice the features of the changed part: the raw scales, then the
+            shifts, along the last axis.
+        **kwargs: arguments of `keras.layers.Layer`.
+
+    Reference:
+        The code released with Glow (`flow_coupling=1`), which has no lower bound; the paper's table 1 has
+        `s = exp(log s)`.
+    """
+
+    @property
+    def outputs_per_feature(self) -> int:
+        """Number of conditioner outputs for each changed feature."""
+        return 2
+
+    def call(self, kept: Any, changed: Any, training: bool = False) -> tuple[Any, Any]:
+        """Maps the changed part; see `AdditiveCoupling.call`."""
+        logit, shift = self._logit_and_shift(kept, changed, training)
+        return (changed + shift) * ops.sigmoid(logit), _sum_features(ops.log_sigmoid(logit))
+
+    def inverse(self, kept: Any, changed: Any) -> Any:
+        """Undoes `call` outside of training: recovers the changed part from the mapped one."""
+        logit, shift = self._logit_and_shift(kept, changed)
+        return changed / ops.sigmoid(logit) - shift
+
+    def _logit_and_shift(self, kept: Any, changed: Any, training: bool = False) -> tuple[Any, Any]:
+        raw, shift = ops.split(self._condition(kept, changed, training), 2, axis=-1)
+        return ops.maximum(raw + 2.0, SMALLEST_LOGIT), shift
 
 
 def _sum_features(values: Any) -> Any:
