@@ -10,33 +10,15 @@ x-transformers has a learned bias by distance; parameter counts stand in the tab
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 
+from workers import HERE, Worker, interleaved
+
 import zoo
 
-HERE = Path(__file__).parent
 PEERS = {"compressive_transformer": "compressive-transformer-pytorch", "transformer_xl": "x-transformers"}
 WORK = {"train": 10, "generate": 64}
-
-
-class Worker:
-    """A process that runs one side."""
-
-    def __init__(self, python: str, script: str, config: dict):
-        command = [python, str(HERE / script)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.parameters = self.ask(config)["parameters"]
-
-    def ask(self, message):
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"A worker stopped: {self.process.args}")
-        return json.loads(answer)
 
 
 def compare(method: str, torch_python: str, rounds: int) -> dict:
@@ -45,20 +27,7 @@ def compare(method: str, torch_python: str, rounds: int) -> dict:
         "zoo": Worker(sys.executable, "keras_worker.py", config),
         PEERS[method]: Worker(torch_python, "torch_worker.py", config),
     }
-    times = {name: {kind: [] for kind in WORK} for name in sides}
-    for turn in range(rounds + 1):
-        for kind, count in WORK.items():
-            for name, worker in sides.items():
-                seconds = worker.ask([kind, count])
-                if turn:  # the first turn compiles
-                    times[name][kind].append(seconds)
-    for worker in sides.values():
-        worker.process.stdin.close()
-        worker.process.wait()
-    return {
-        "parameters": {name: worker.parameters for name, worker in sides.items()},
-        **{kind: {name: statistics.quantiles(times[name][kind], n=4) for name in sides} for kind in WORK},
-    }
+    return interleaved(sides, WORK, rounds)
 
 
 def table(results: dict, rounds: int) -> str:
