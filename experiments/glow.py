@@ -35,7 +35,7 @@ RECIPES = {
             "glow",
             preset,
             preset,
-            25,
+            16,
             64,
             compile_model,
             steps_per_epoch=200,

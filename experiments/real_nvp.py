@@ -32,7 +32,7 @@ RECIPES = {
             "real_nvp",
             preset,
             preset,
-            25,
+            16,
             64,
             compile_model,
             steps_per_epoch=200,
