@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from zoo.catalog import info
 from zoo.datasets import load_arrays
-from zoo.experiments.image_grids import tiled
+from zoo.experiments.image_grids import show_rows
 from zoo.experiments.report import Ledger, Progress, spread, write_results
 from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder
@@ -235,8 +235,7 @@ def _figure(ledger: Ledger, dataset: str) -> Figure:
     rows |= {
         name: np.array(ledger.content["runs"][_arm(name, SHOWN_DIM)]["0"]["shown"]) for name in (DEEP, SHALLOW, PCA)
     }
-    _show_strips(strips, rows)
-    strips.set_title(f"Test images from {SHOWN_DIM} numbers each")
+    show_rows(strips, rows, f"Test images from {SHOWN_DIM} numbers each")
     return figure
 
 
@@ -256,13 +255,3 @@ def _show_errors(axes: Axes, ledger: Ledger) -> None:
     axes.grid(alpha=0.3)
     axes.set_title("Error of test images (mean, and range over seeds)")
     axes.legend()
-
-
-def _show_strips(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
-    images = np.stack([np.clip(row, 0, 1) for row in rows.values()])
-    axes.imshow(tiled(images), cmap="gray_r", vmin=0, vmax=1)
-    height = images.shape[2] + 2
-    axes.set_yticks([height * row + height / 2 for row in range(len(rows))], list(rows))
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)

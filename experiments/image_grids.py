@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,3 +23,15 @@ def show_images(axes: Axes, images: np.ndarray, title: str) -> None:
     axes.imshow(tiled(np.clip(images, 0, 1)), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title)
     axes.set_axis_off()
+
+
+def show_rows(axes: Axes, rows: Mapping[str, np.ndarray], title: str) -> None:
+    """Draws a row of images `(columns, height, width)` for each name, which stands beside it."""
+    images = np.array(list(rows.values()))
+    show_images(axes, images, title)
+    axes.set_axis_on()
+    height = images.shape[2] + 2
+    axes.set_yticks([height * (row + 0.5) for row in range(len(rows))], list(rows))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

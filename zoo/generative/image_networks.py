@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from zoo.arguments import require
-from zoo.generative.image_levels import check_levels
 from zoo.generative.interpolation import interpolate_latents
+from zoo.generative.unit_images import UnitImageModel, check_convolutions
 from zoo.layers.chain import apply_chain, build_chain
-from zoo.model import Arrays, Spec, ZooModel
+from zoo.model import Arrays, Spec
 
 # Seed of the noise in evaluation and in held-out inputs: the same at any time.
 EVALUATION_SEED = 2013
@@ -198,7 +197,7 @@ class ImageDecoder(keras.layers.Layer):
 # === Models ===
 
 
-class ImageAutoencoder(ZooModel):
+class ImageAutoencoder(UnitImageModel):
     """A model with a code for each image and an image for each code; the base of `Autoencoder` and `VAE`.
 
     The model's input, in `fit` and when called, is a batch of float images in [0, 1]. Subclasses make the networks by
@@ -247,7 +246,7 @@ class ImageAutoencoder(ZooModel):
         for name, dims in (("hidden_dims", hidden_dims), ("decoder_hidden_dims", decoder_hidden_dims)):
             require(all(dim >= 1 for dim in dims), name, "sizes of at least 1", dims)
         for name, given in (("convolutions", convolutions), ("decoder_convolutions", decoder_convolutions)):
-            _check_convolutions(name, given, image_shape)
+            check_convolutions(name, given, image_shape)
         deviates = initializer_stddev is None or initializer_stddev > 0
         require(deviates, "initializer_stddev", "positive or None", initializer_stddev)
         self.image_shape = tuple(image_shape)
@@ -280,57 +279,6 @@ class ImageAutoencoder(ZooModel):
         """Creates all weights."""
         self.encoder.build((None, *self.image_shape))
         self.decoder.build((None, self.latent_dim))
-
-    # === Images ===
-
-    def scale(self, levels: Any) -> Any:
-        """Returns stored pixels as the model takes them, in a `tf.data` pipeline too.
-
-        Args:
-            levels: tensor. Whole numbers 0 to `num_levels - 1`.
-
-        Returns:
-            float32 tensor of the same shape, in [0, 1].
-        """
-        return tf.cast(levels, tf.float32) / (self.num_levels - 1)
-
-    def preprocess(self, levels: Any) -> np.ndarray:
-        """Returns stored images as the model takes them.
-
-        Args:
-            levels: array-like `(num_images, height, width)` or `(num_images, height, width, channels)`. Whole numbers 0 to
-                `num_levels - 1`.
-
-        Returns:
-            float32 array `(num_images, height, width, channels)` in [0, 1].
-
-        Raises:
-            ValueError: for images of another size, and values that are no levels.
-        """
-        levels = np.asarray(levels)
-        levels = levels[..., None] if levels.ndim == 3 else levels
-        check_levels(levels, self.image_shape, self.num_levels)
-        return np.array(self.scale(levels))
-
-    def check_images(self, image: Any) -> Any:
-        """Refuses what the model cannot take, as far as shape and type tell; returns it as float32.
-
-        Args:
-            image: tensor or array `(batch, height, width, channels)`.
-
-        Raises:
-            ValueError: for another shape.
-            TypeError: for whole numbers and other types than floats.
-        """
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(image.dtype)):
-            raise TypeError(
-                f"`image` must be of floats in [0, 1]: divide levels by {self.num_levels - 1}, as `preprocess` does. "
-                f"Received: dtype={keras.backend.standardize_dtype(image.dtype)}"
-            )
-        fits = len(image.shape) == 4 and tuple(image.shape[1:]) == self.image_shape
-        wanted = ", ".join(map(str, ("batch", *self.image_shape)))
-        require(fits, "image", f"of shape ({wanted})", f"shape={tuple(image.shape)}")
-        return ops.cast(image, "float32")
 
     def _float_images(self, image: Any) -> np.ndarray:
         """Refuses whole numbers, which the signatures would take for floats."""
@@ -439,11 +387,3 @@ class ImageAutoencoder(ZooModel):
             "initializer_stddev": self.initializer_stddev,
             "num_levels": self.num_levels,
         }
-
-
-def _check_convolutions(name: str, convolutions: Sequence[Sequence[int]], image_shape: Sequence[int]) -> None:
-    triples = all(len(triple) == 3 and min(triple) >= 1 for triple in convolutions)
-    require(triples, name, "a list of [filters, kernel_size, stride]", convolutions)
-    scale = math.prod(stride for _, _, stride in convolutions)
-    divides = image_shape[0] % scale == 0 and image_shape[1] % scale == 0
-    require(divides, name, f"of strides whose product divides {image_shape[0]} and {image_shape[1]}", convolutions)
