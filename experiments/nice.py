@@ -56,7 +56,7 @@ RECIPES = {
     "digits": image_flows.recipe("nice", "digits", "digits", 150, 128, compile_model, prepare=prepare),
     **{
         preset: image_flows.recipe(
-            "nice", preset, preset, 60, 200, compile_model, evaluation_dataset=f"{preset}_sample", prepare=prepare
+            "nice", preset, preset, 30, 200, compile_model, evaluation_dataset=f"{preset}_sample", prepare=prepare
         )
         for preset in ("mnist", "fashion_mnist")
     },

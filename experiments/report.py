@@ -53,14 +53,7 @@ class Ledger:
 
     def summary(self, key: str) -> dict[str, dict[str, float]]:
         """Returns mean and standard deviation of a number by arm."""
-        return {
-            arm: {
-                "mean": statistics.fmean(self.values(arm, key)),
-                "std": statistics.stdev(self.values(arm, key)) if len(runs) > 1 else 0.0,
-                "seeds": len(runs),
-            }
-            for arm, runs in self.content["runs"].items()
-        }
+        return {arm: mean_and_std(self.values(arm, key)) for arm in self.content["runs"]}
 
 
 def write_results(
@@ -118,7 +111,13 @@ def difference(ledger: Ledger, better: str, worse: str, key: str) -> dict[str, f
     return {"mean": statistics.fmean(pairs), "std": statistics.stdev(pairs) if len(pairs) > 1 else 0.0}
 
 
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
+    """Returns the mean, the standard deviation (0 for a single value) and the number of values, `seeds`."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "seeds": len(values)}
+
+
 def spread(values: Sequence[float]) -> str:
     """Returns `mean +- standard deviation` with three decimals."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
+    found = mean_and_std(values)
+    return f"{found['mean']:.3f} ± {found['std']:.3f}"

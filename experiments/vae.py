@@ -21,7 +21,8 @@ from zoo.catalog import info
 from zoo.datasets import load_arrays
 from zoo.experiments.autoencoder import batches, shuffled_images
 from zoo.experiments.image_grids import tiled
-from zoo.experiments.report import Ledger, Progress, spread, write_results
+from zoo.experiments.report import Ledger, Progress, mean_and_std, spread, write_results
+from zoo.experiments.sample_quality import CONFIDENT, class_counts, nearest_distances
 from zoo.experiments.training import available_dataset, cosine_adam
 from zoo.generative.autoencoder import Autoencoder
 from zoo.generative.image_networks import EVALUATION_SEED, ImageAutoencoder
@@ -114,7 +115,6 @@ VARIATIONAL, PLAIN, FITTED = "VAE", "autoencoder", "autoencoder, Gaussian of its
 LATENT_DIMS = (2, 8, 32)
 SAMPLE_MEASURES = ("nearest_test_distance", "smallest_class", "confident")
 NUM_SAMPLES, NUM_PATHS, PATH_STEPS = 1000, 200, 9
-CONFIDENT = 0.9
 ACTIVE = 0.01
 # A loss of bound from 8 to 32 latents that counts as none, in nats
 TOLERANCE = 0.5
@@ -255,10 +255,9 @@ class Judge:
     def judge(self, images: np.ndarray) -> dict[str, float]:
         """Returns how near samples are to test images, how many the rarest class has, and how many are clearly of one."""
         rows = self.features(images)
-        squares = (rows**2).sum(1)[:, None] + (self.images**2).sum(1) - 2 * rows @ self.images.T
-        counts = np.bincount(self.classifier.predict(rows).astype(int), minlength=10)
+        counts = class_counts(self.classifier.predict_proba(rows))
         return {
-            "nearest_test_distance": float(np.sqrt(squares.min(axis=1).clip(0)).mean()),
+            "nearest_test_distance": float(nearest_distances(rows, self.images).mean()),
             "smallest_class": int(counts.min()),
             "confident": float(np.mean(self.confidence(images) > CONFIDENT)),
         }
@@ -324,7 +323,7 @@ def _tables(
     ledger: Ledger, judge: Judge, codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, Mapping[str, Any]]:
     def row(kind: str, dim: int, names: Sequence[str], prefix: str = "") -> dict[str, Any]:
-        return {name: _mean_and_std(ledger.values(_arm(kind, dim), f"{prefix}{name}")) for name in names}
+        return {name: mean_and_std(ledger.values(_arm(kind, dim), f"{prefix}{name}")) for name in names}
 
     samples: dict[str, Mapping[str, Any]] = {}
     for dim in LATENT_DIMS:
@@ -347,11 +346,6 @@ def _tables(
             kind: empty_share(points, middle_box(points)) for kind, (points, _) in codes.items()
         },
     }
-
-
-def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation, "seeds": len(values)}
 
 
 def _verdict(ledger: Ledger) -> str:
