@@ -16,6 +16,7 @@ from typing import Any
 
 _LAZY = {
     "BilinearCritic": "zoo.information.critics",
+    "CPC": "zoo.information.cpc",
     "ConcatenatedCritic": "zoo.information.critics",
     "InfoNCE": "zoo.information.info_nce",
     "InnerProductCritic": "zoo.information.critics",
