@@ -141,7 +141,7 @@ def import_tensorflow() -> None:
 
 
 # Experiments across methods
-EXPERIMENTS = ("compressed_networks", "compressed_transformer")
+EXPERIMENTS = ("compressed_networks", "compressed_transformer", "image_models")
 
 
 def experiment(method: str) -> Any:
