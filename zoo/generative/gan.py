@@ -894,7 +894,7 @@ class GAN(UnitImageModel):
             lambda run: self.sample_distance(run, dataset, "test"),
             higher_is_better=False,
             relative_tolerance=0.1,
-            absolute_tolerance=0.01,
+            absolute_tolerance=0.001,
             two_sided=True,
         )
 
