@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from zoo.datasets import load_arrays
-from zoo.experiments.report import Ledger, Progress, spread, write_results
+from zoo.experiments.report import Ledger, Progress, mean_and_std, spread, write_results
 from zoo.experiments.training import cosine_adam
 from zoo.information.image_pairs import batches
 from zoo.information.info_nce import InfoNCE
@@ -559,7 +559,7 @@ def reproduce(
             "by_step": {arm: _by_step(ledger, arm) for arm in (*INVERTIBLE, ADVERSARIAL, *SKIP)},
             "dependent_and_independent_pairs": {
                 "true_nats": scalar_information(),
-                **{arm: _statistics(ledger.values(arm, "mean")) for arm in GAUSSIAN},
+                **{arm: mean_and_std(ledger.values(arm, "mean")) for arm in GAUSSIAN},
             },
         },
         figure=_figure(ledger, pixels, scale),
@@ -570,18 +570,13 @@ def reproduce(
 # === Tables and verdict ===
 
 
-def _statistics(values: Sequence[float]) -> dict[str, float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation, "seeds": len(values)}
-
-
 def _last(ledger: Ledger, arm: str, key: str) -> list[float]:
     return [values[-1] for values in ledger.values(arm, key)]
 
 
 def _final(ledger: Ledger, arm: str) -> dict[str, dict[str, float]]:
     keys = [key for key in ("accuracy", "train_bound", "test_bound") if key in ledger.content["runs"][arm]["0"]]
-    return {key: _statistics(_last(ledger, arm, key)) for key in keys}
+    return {key: mean_and_std(_last(ledger, arm, key)) for key in keys}
 
 
 def _by_step(ledger: Ledger, arm: str) -> dict[str, list]:
