@@ -474,9 +474,7 @@ def made_up(arm, fall):
     return run
 
 
-@pytest.mark.parametrize(
-    ("fall", "beginning"), [(0.1, "Downstream accuracy does not follow"), (-0.1, "The claim does not")]
-)
+@pytest.mark.parametrize(("fall", "beginning"), [(0.1, "The claim shows in part"), (-0.1, "The claim does not show")])
 def test_the_verdict_is_that_of_the_runs(fall, beginning, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "ARMS", {arm: made_up(arm, fall) for arm in experiments.ARMS})
     experiments.reproduce(tmp_path, seeds=2, invertible_seeds=4)
