@@ -28,22 +28,7 @@ def compile_model(model: Glow, num_updates: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-RECIPES = {
-    "digits": image_flows.recipe("glow", "digits", "digits", 150, 128, compile_model),
-    **{
-        preset: image_flows.recipe(
-            "glow",
-            preset,
-            preset,
-            16,
-            64,
-            compile_model,
-            steps_per_epoch=200,
-            evaluation_dataset=f"{preset}_sample",
-        )
-        for preset in ("mnist", "fashion_mnist")
-    },
-}
+RECIPES = image_flows.recipes("glow", compile_model)
 
 
 # === Experiment ===

@@ -93,6 +93,16 @@ def recipe(
     )
 
 
+def recipes(method: str, compile: Callable[[ImageFlow, int], None]) -> dict[str, Recipe]:
+    """Returns the recipes of a flow of convolutions, for digits, MNIST and Fashion-MNIST."""
+    found = {"digits": recipe(method, "digits", "digits", 150, 128, compile)}
+    for preset in ("mnist", "fashion_mnist"):
+        found[preset] = recipe(
+            method, preset, preset, 16, 64, compile, steps_per_epoch=200, evaluation_dataset=f"{preset}_sample"
+        )
+    return found
+
+
 # === Runs of experiments ===
 
 

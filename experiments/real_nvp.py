@@ -25,22 +25,7 @@ def compile_model(model: RealNVP, num_updates: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-RECIPES = {
-    "digits": image_flows.recipe("real_nvp", "digits", "digits", 150, 128, compile_model),
-    **{
-        preset: image_flows.recipe(
-            "real_nvp",
-            preset,
-            preset,
-            16,
-            64,
-            compile_model,
-            steps_per_epoch=200,
-            evaluation_dataset=f"{preset}_sample",
-        )
-        for preset in ("mnist", "fashion_mnist")
-    },
-}
+RECIPES = image_flows.recipes("real_nvp", compile_model)
 
 
 # === Experiment ===
