@@ -31,6 +31,7 @@ GENERATED = "<!-- Written by docs/generate.py: do not edit. -->"
 _USES = {
     "language_modeling": 'print(model.generate("It is a truth ", max_new_tokens=100, seed=0))',
     "density_estimation": "images = model.sample(16, seed=0)",
+    "image_generation": "images = model.sample(16, seed=0)",
 }
 _NO_TABLES = ("method", "claim", "verdict", "command", "settings", "versions")
 
