@@ -56,11 +56,13 @@ def test_verdict_of_another_order(ledger):
 
 def test_tables_and_figures_hold_every_run(ledger):
     made_up(ledger, {"NICE": 2.0, "Real NVP": 1.5, "Glow": 1.6}, DISTANCES)
+    ledger.content["runs"]["Glow, int8"]["0"] = {"refused": "no numbers"}
     tables = image_models._tables(ledger)
 
     assert json.dumps(tables, allow_nan=False)
     assert len(tables["samples"]) == 2 * (1 + len(image_models.MODELS))
     assert len(tables["quantized"]) == len(image_models.FLOWS) * len(image_models.PRECISIONS)
+    assert tables["quantized"]["Glow, int8"] == {"refused": "no numbers"}
     for figure in (image_models._sample_figure(ledger), image_models._quantized_figure(ledger)):
         assert len(figure.axes) in (len(image_models.DATASETS), len(image_models.FLOWS))
 
