@@ -19,7 +19,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from zoo.arguments import require
-from zoo.experiments.report import Ledger, Progress, difference, spread, write_results
+from zoo.experiments.report import Ledger, Progress, difference, mean_and_std, spread, write_results
 from zoo.generative.posteriors import Posterior, as_posterior, breast_cancer_rows
 from zoo.generative.variational_inference import ADVIStepSize, VariationalInference
 from zoo.training.recipe import Recipe, TrainingData
@@ -169,10 +169,7 @@ def _table(ledger: Ledger, key: str) -> dict[str, Any]:
     """Summarises a number of those arms that have it."""
     chosen = {arm: runs for arm, runs in ledger.content["runs"].items() if key in next(iter(runs.values()))}
     summary = {arm: [run[key] for run in runs.values()] for arm, runs in chosen.items()}
-    return {
-        arm: {"mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0, "seeds": len(v)}
-        for arm, v in summary.items()
-    }
+    return {arm: mean_and_std(v) for arm, v in summary.items()}
 
 
 def _reference(ledger: Ledger, target: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from generative.image_models import flow_images, flow_jacobians
 
 import zoo
 from zoo.datasets import load_arrays
@@ -48,22 +49,6 @@ def random_model(seed=0, **changes):
     return model
 
 
-def images_for(model, count=4, seed=0):
-    shape = model.signatures()["log_prob"].inputs["image"].shape[1:]
-    return tf.constant(np.random.default_rng(seed).uniform(*model.value_range, (count, *shape)), tf.float32)
-
-
-def jacobians(model, images):
-    """Returns the Jacobians of latents by pixels, by one gradient: of each latent in a copy of the image of its own."""
-    size = model.latent_dim
-    copies = tf.repeat(images, size, axis=0)
-    with tf.GradientTape() as tape:
-        tape.watch(copies)
-        latent, _ = model._encode(copies)
-        chosen = tf.reduce_sum(latent * np.tile(np.eye(size, dtype=np.float32), (len(images), 1)))
-    return tape.gradient(chosen, copies).numpy().reshape(-1, size, size)
-
-
 @pytest.fixture(scope="module")
 def trained():
     keras.utils.set_random_seed(0)
@@ -91,12 +76,12 @@ def test_encoding_and_decoding_are_inverse(trained):
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_variants_are_inverse_with_the_log_det_of_the_jacobian(changes):
     model = random_model(**changes)
-    images = images_for(model)
+    images = flow_images(model)
     latent, log_det = model._encode(images)
 
     assert latent.shape == (4, model.latent_dim)
     np.testing.assert_allclose(model._decode(tf.identity(latent)), images, atol=1e-5)
-    expected = np.linalg.slogdet(jacobians(model, images).astype(np.float64))[1]
+    expected = np.linalg.slogdet(flow_jacobians(model, images).astype(np.float64))[1]
     np.testing.assert_allclose(log_det, expected, atol=1e-4)
 
 
@@ -126,7 +111,7 @@ def test_bits_per_dimension_do_not_depend_on_the_scale_of_images():
 def test_split_priors_are_gaussians_made_of_what_stays():
     """Latents that leave are standardised: log p(x) is that of a model with conditional Gaussians."""
     model = random_model()
-    images = images_for(model)
+    images = flow_images(model)
     values, log_det = model.scales[0](squeeze(images))
     stays, leaves = np.split(values.numpy(), 2, axis=-1)
     mean, log_deviation = np.split(model.split_priors[0](stays).numpy(), 2, axis=-1)
@@ -144,7 +129,7 @@ def test_split_priors_are_gaussians_made_of_what_stays():
 def test_fresh_model_is_a_rotation_that_shrinks_half_of_the_channels():
     """Couplings begin as scales of sigmoid(2) without shift, priors as standard normal."""
     model = fresh_model(num_scales=1, num_steps=1)
-    images = images_for(model)
+    images = flow_images(model)
     latent, log_det = model._encode(images)
     matrix = model.scales[0].layers[1].matrix().numpy()
     scale = np.array([1, 1, 0.880797, 0.880797], np.float32)
@@ -381,7 +366,7 @@ def test_mixed_precision_keeps_the_density_in_float32(changes):
         model = random_model(**changes)
     finally:
         keras.config.set_dtype_policy("float32")
-    images = images_for(model)
+    images = flow_images(model)
     log_prob = model(np.random.default_rng(0).integers(0, 17, (64, 4, 4, 1)), training=True)
     latent, _ = model._encode(images)
 
@@ -395,7 +380,7 @@ def test_saving_gives_the_model_back(changes, tmp_path):
     model = random_model(**changes)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    images = images_for(model)
+    images = flow_images(model)
 
     assert loaded.get_config() == model.get_config()
     np.testing.assert_array_equal(loaded._log_prob(images), model._log_prob(images))

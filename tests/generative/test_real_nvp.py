@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from generative.image_models import flow_images, flow_jacobians
 
 import zoo
 from zoo.datasets import load_arrays
@@ -53,22 +54,6 @@ def random_model(seed=0, **changes):
     return model
 
 
-def images_for(model, count=4, seed=0):
-    shape = model.signatures()["log_prob"].inputs["image"].shape[1:]
-    return tf.constant(np.random.default_rng(seed).uniform(*model.value_range, (count, *shape)), tf.float32)
-
-
-def jacobians(model, images):
-    """Returns the Jacobians of latents by pixels, by one gradient: of each latent in a copy of the image of its own."""
-    size = model.latent_dim
-    copies = tf.repeat(images, size, axis=0)
-    with tf.GradientTape() as tape:
-        tape.watch(copies)
-        latent, _ = model._encode(copies)
-        chosen = tf.reduce_sum(latent * np.tile(np.eye(size, dtype=np.float32), (len(images), 1)))
-    return tape.gradient(chosen, copies).numpy().reshape(-1, size, size)
-
-
 @pytest.fixture(scope="module")
 def trained():
     keras.utils.set_random_seed(0)
@@ -96,12 +81,12 @@ def test_encoding_and_decoding_are_inverse(trained):
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_variants_are_inverse_with_the_log_det_of_the_jacobian(changes):
     model = random_model(**changes)
-    images = images_for(model)
+    images = flow_images(model)
     latent, log_det = model._encode(images)
 
     assert latent.shape == (4, model.latent_dim)
     np.testing.assert_allclose(model._decode(tf.identity(latent)), images, atol=1e-5)
-    expected = np.linalg.slogdet(jacobians(model, images).astype(np.float64))[1]
+    expected = np.linalg.slogdet(flow_jacobians(model, images).astype(np.float64))[1]
     np.testing.assert_allclose(log_det, expected, atol=1e-4)
 
 
@@ -140,13 +125,13 @@ def test_logits_of_pixels():
 def test_every_latent_depends_on_every_pixel():
     model = random_model(num_scales=1, image_shape=(4, 4, 1), filters=8)
 
-    assert (np.abs(jacobians(model, images_for(model, 20))).max(axis=0) > 0).all()
+    assert (np.abs(flow_jacobians(model, flow_images(model, 20))).max(axis=0) > 0).all()
 
 
 def test_half_of_the_variables_leave_after_a_scale():
     """What leaves first is not seen by the second scale: changing that scale's weights leaves it as it is."""
     model = random_model()
-    images = images_for(model)
+    images = flow_images(model)
     before = model._encode(images)[0].numpy()
     for variable in model.checkerboards[1].trainable_variables:
         variable.assign(variable + 0.1)
@@ -296,7 +281,7 @@ def test_mixed_precision_keeps_the_density_in_float32(changes):
         model = random_model(**changes)
     finally:
         keras.config.set_dtype_policy("float32")
-    images = images_for(model)
+    images = flow_images(model)
     log_prob = model(np.zeros((2, 6, 6, 1), int), training=True)
     latent, _ = model._encode(images)
 
@@ -313,7 +298,7 @@ def test_saving_gives_the_model_back(changes, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
 
     assert loaded.get_config() == model.get_config()
-    images = images_for(model)
+    images = flow_images(model)
     np.testing.assert_array_equal(loaded._log_prob(images), model._log_prob(images))
 
 
