@@ -19,6 +19,12 @@ for _name in ("conformance", "generative"):
     sys.modules[_name] = _package
 
 
+def pytest_collection_modifyitems(items):
+    """Refuses names of tests that hold an address: processes that share the work would collect different tests."""
+    if addresses := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"Names of tests must not hold addresses; give `ids` that do not: {addresses}")
+
+
 @pytest.fixture(scope="session")
 def larq_environment():
     """Makes the environment of Larq Compute Engine, or skips: there may be no network or no fitting Python."""
