@@ -265,6 +265,26 @@ def test_entry_point_method_round_trips(installed, tmp_path):
     assert zoo.get("toy_method", weights=directory).count_params() == 120
 
 
+OTHER = """
+class Other(Renamed):
+    pass
+"""
+
+
+def test_presets_of_one_method_may_be_of_different_classes(installed, tmp_path):
+    facts = FACTS.replace("[presets.large]", '[presets.large]\nclass = "Other"')
+    installed("toy_method = toy_package.toy_method:Renamed", toy_method__py=MODULE + OTHER, toy_method__toml=facts)
+    model = zoo.get("toy_method", "large", weights=None)
+    model.get_config = lambda: {"units": 30}
+    directory = zoo.checkpoints.save_preset(model, tmp_path / "p", preset="large")
+    again = zoo.get("toy_method", weights=directory)
+
+    assert zoo.info("toy_method").class_names == ["Renamed", "Other"]
+    assert type(zoo.get("toy_method", "base", weights=None)).__name__ == "Renamed"
+    assert type(model).__name__ == type(again).__name__ == "Other"
+    assert again.count_params() == 120
+
+
 def test_entry_point_without_facts_is_an_error(installed):
     installed("toy_method = toy_package.toy_method:Renamed", toy_method__py=MODULE)
     with pytest.raises(ValueError, match="'toy_method' has no file of facts beside its module"):

@@ -51,6 +51,8 @@ class Preset:
         config: mapping. Constructor arguments of the method's class.
         parameters: int or None. Exact number of parameters, where known.
         weights: path or None. Directory of the shipped trained weights.
+        class_name: str or None. Class in the method's module, where it is another than the method's: an encoder-decoder
+            beside a language model, say.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Preset:
     config: Mapping[str, Any]
     parameters: int | None = None
     weights: Path | None = None
+    class_name: str | None = None
 
     @property
     def trained(self) -> bool:
@@ -89,9 +92,14 @@ class Method:
     notes: tuple[str, ...] = ()
     model_class: type | None = field(default=None, repr=False)
 
-    def load_class(self) -> type:
-        """Imports and returns the model class (this is what loads TensorFlow)."""
-        return self.model_class or getattr(importlib.import_module(self.module), self.class_name)
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes of all presets, the method's own first."""
+        return list(dict.fromkeys([self.class_name, *(p.class_name or self.class_name for p in self.presets.values())]))
+
+    def load_class(self, class_name: str | None = None) -> type:
+        """Imports and returns a model class, the method's own by default (this is what loads TensorFlow)."""
+        return self.model_class or getattr(importlib.import_module(self.module), class_name or self.class_name)
 
     def preset(self, name: str | None = None) -> Preset:
         """Returns a preset, the default one for `None`.
@@ -144,6 +152,7 @@ def read_facts(path: Path, module: str, weights: Path | None = None, class_name:
             config=entry.get("config", {}),
             parameters=entry.get("parameters"),
             weights=directory if directory and (directory / "metadata.json").is_file() else None,
+            class_name=entry.get("class"),
         )
     return Method(
         name=path.stem,

@@ -54,7 +54,7 @@ def build(method: Method, preset: Preset, overrides: Mapping[str, Any]) -> keras
     Raises:
         ValueError: for overrides that the constructor does not take.
     """
-    return construct(method, preset.config, overrides)
+    return construct(method, preset.class_name, preset.config, overrides)
 
 
 # === Saving ===
@@ -130,14 +130,14 @@ def save_preset(
 
 def _method_of(model: keras.Model, name: str | None) -> Method:
     if name is not None:
-        if catalog.info(name).load_class() is not type(model):
+        if type(model) not in map(catalog.info(name).load_class, catalog.info(name).class_names):
             raise ValueError(f"The model must be of method {name!r}. Received: a {type(model).__name__}")
         return catalog.info(name)
     # The module of the model's class is loaded: no other one can be the method's
     found = [
         method
         for method in map(catalog.info, catalog.list_models())
-        if type(model) is (method.model_class or getattr(sys.modules.get(method.module), method.class_name, None))
+        if type(model) in _loaded_classes(method)
     ]
     if len(found) != 1:
         raise ValueError(
@@ -145,6 +145,11 @@ def _method_of(model: keras.Model, name: str | None) -> Method:
             f"Received: a {type(model).__name__}, class of {[method.name for method in found]}"
         )
     return found[0]
+
+
+def _loaded_classes(method: Method) -> list[type | None]:
+    module = sys.modules.get(method.module)
+    return [method.model_class or getattr(module, name, None) for name in method.class_names]
 
 
 def _check_replaceable(directory: Path) -> Path:
@@ -208,7 +213,7 @@ def load_preset(
     }
     weights = _inside(directory, WEIGHTS, metadata.maximum_weights)
     _check_hash(weights, sha256(weights), metadata.weights_sha256)
-    model = construct(chosen, read_config(contents.pop(CONFIG), chosen), overrides)
+    model = construct(chosen, *read_config(contents.pop(CONFIG), chosen), overrides)
     _check_parameters(model, metadata, overrides)
     try:
         read_weights(model, weights)

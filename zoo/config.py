@@ -32,11 +32,14 @@ def constructor_arguments(model_class: type) -> list[str]:
     return list(names)
 
 
-def construct(method: Method, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> keras.Model:
+def construct(
+    method: Method, class_name: str | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> keras.Model:
     """Builds a model of a method.
 
     Args:
         method: `Method`.
+        class_name: str or None. Which of its classes; its own by default.
         config: mapping. Constructor arguments.
         overrides: mapping. Constructor arguments that replace some of `config`.
 
@@ -46,7 +49,7 @@ def construct(method: Method, config: Mapping[str, Any], overrides: Mapping[str,
     Raises:
         ValueError: for arguments that the constructor does not take.
     """
-    model_class = method.load_class()
+    model_class = method.load_class(class_name)
     valid = constructor_arguments(model_class)
     for origin, arguments in (("Arguments", overrides), ("Arguments in the configuration", config)):
         if unknown := sorted(set(arguments) - set(valid)):
@@ -81,18 +84,19 @@ def _check_no_objects(value: Any, name: str) -> None:
             _check_no_objects(item, name)
 
 
-def read_config(data: bytes, method: Method) -> dict[str, Any]:
-    """Returns the constructor arguments in the contents of `config.json`.
+def read_config(data: bytes, method: Method) -> tuple[str, dict[str, Any]]:
+    """Returns the name of the class and the constructor arguments in the contents of `config.json`.
 
     Raises:
-        ValueError: for a class other than the method's, serialised objects, or another structure.
+        ValueError: for a class that is none of the method's, serialised objects, or another structure.
     """
     stored = parse_json(data, CONFIG)
     keys = set(stored) if isinstance(stored, dict) else set()
     if keys != {"class_name", "config"} or not isinstance(stored["config"], dict):
         raise ValueError(f"`{CONFIG}` must hold exactly `class_name` and `config`. Received: {stored!r}")
-    expected = keras.saving.get_registered_name(method.load_class())
-    if stored["class_name"] != expected:
-        raise ValueError(f"`class_name` in {CONFIG!r} must be {expected!r}. Received: {stored['class_name']!r}")
+    valid = {keras.saving.get_registered_name(method.load_class(name)): name for name in method.class_names}
+    if not isinstance(stored["class_name"], str) or stored["class_name"] not in valid:
+        expected = " or ".join(map(repr, valid))
+        raise ValueError(f"`class_name` in {CONFIG!r} must be {expected}. Received: {stored['class_name']!r}")
     _check_no_objects(stored["config"], method.name)
-    return stored["config"]
+    return valid[stored["class_name"]], stored["config"]
