@@ -160,17 +160,24 @@ class RecurrentLanguageModel(ZooModel):
     # === Deployment ===
 
     def signatures(self) -> dict[str, Signature]:
-        """Returns `predict` (from an empty memory) and `step` (memory in, memory out)."""
-        token_ids = self.token_spec("time")
+        """Returns `predict` (from an empty memory) and, where there is a memory, `step` (memory in, memory out)."""
+        token_ids = self.token_spec(self.signature_length)
         logits = {"logits": "Unnormalised log-probabilities of the next token, at every position."}
         sizes = {"time": self.window_length}
         predict = Signature(self._predict, {"token_ids": token_ids}, logits, sizes, self.maximum_sizes)
         specs = self.state_specs()
+        if not specs:
+            return {"predict": predict}
         carried = {f"{name}_out": f"Next call's `{name}`." for name in specs}
         step = Signature(
             self._step, {"token_ids": token_ids, **specs}, {**logits, **carried}, sizes, self.maximum_sizes
         )
         return {"predict": predict, "step": step}
+
+    @property
+    def signature_length(self) -> int | str:
+        """Length of the windows that signatures take: any, unless a subclass fixes it."""
+        return "time"
 
     @property
     def maximum_sizes(self) -> dict[str, int]:
@@ -256,18 +263,29 @@ class RecurrentLanguageModel(ZooModel):
 
     def _continue(self, ids: np.ndarray, max_new_tokens: int, temperature: float, top_k: int, seed: int) -> np.ndarray:
         self.build_from_signature()
-        # Whole windows first; what remains, at least one token, goes through the token loop, which gives its logits.
+        state, rest = self.read_prompt(ids)
+        loop = self._compiled("loop", self._sample_loop)
+        settings = (tf.constant(max_new_tokens), tf.constant(temperature, "float32"), tf.constant(top_k))
+        return loop(tf.constant(rest), state, *settings, tf.constant([seed, 0])).numpy()
+
+    def read_prompt(self, ids: np.ndarray) -> tuple[State, np.ndarray]:
+        """Reads the whole windows of a prompt.
+
+        Args:
+            ids: int array `(length,)`.
+
+        Returns:
+            Tuple of the decoding state after them and of what remains, at least one token, whose logits the token loop
+            gives.
+        """
         num_windows = (len(ids) - 1) // self.window_length
         state = self.initial_decoding_state(1)
-        for window in np.split(ids[: num_windows * self.window_length], max(num_windows, 1)):
-            if len(window):
-                read = self._compiled("forward", self.forward)
-                window_state = {name: state[name] for name in self.state_specs()}
-                state.update(read(tf.constant(window[None]), window_state)[1])
-        loop = self._compiled("loop", self._sample_loop)
-        rest = tf.constant(ids[num_windows * self.window_length :])
-        settings = (tf.constant(max_new_tokens), tf.constant(temperature, "float32"), tf.constant(top_k))
-        return loop(rest, state, *settings, tf.constant([seed, 0])).numpy()
+        read = self._compiled("forward", self.forward)
+        for index in range(num_windows):
+            window = ids[index * self.window_length : (index + 1) * self.window_length]
+            window_state = {name: state[name] for name in self.state_specs()}
+            state.update(read(tf.constant(window[None]), window_state)[1])
+        return state, ids[num_windows * self.window_length :]
 
     def _sample_loop(
         self, rest: Any, state: State, max_new_tokens: Any, temperature: Any, top_k: Any, seed: Any
@@ -297,7 +315,7 @@ class RecurrentLanguageModel(ZooModel):
     # === Held-out data ===
 
     def task_metric(self) -> TaskMetric | None:
-        """Returns bits per character (or token) on the recorded held-out text, read through `step`."""
+        """Returns bits per character (or token) on the recorded held-out text, read window by window."""
         if self.metadata is None or not self.metadata.dataset:
             return None
         return TaskMetric("bits_per_character", self._bits_per_token, higher_is_better=False, relative_tolerance=0.01)
@@ -325,9 +343,10 @@ class RecurrentLanguageModel(ZooModel):
     def _bits_per_token(self, run: Runner) -> float:
         windows, targets = token_windows(self._recorded_ids("test"), 8, self.window_length)
         state = {name: np.asarray(value) for name, value in self.initial_state(8).items()}
+        signature = "step" if state else "predict"
         total = 0.0
         for window, target in zip(windows, targets, strict=True):
-            outputs = run("step", {"token_ids": window, **state})
+            outputs = run(signature, {"token_ids": window, **state})
             state = {name: outputs[f"{name}_out"] for name in state}
             total += _cross_entropy(outputs["logits"], target)
         return total / targets.size / np.log(2)
