@@ -358,6 +358,10 @@ def test_generated_images_are_the_model_s_samples(capsys, flow, tmp_path):
     assert np.abs(pixels - np.clip(samples, 0, 1)).max() < 0.01
 
 
+def test_samples_that_are_no_images_are_refused(capsys):
+    assert "generates neither text nor images" in refused(capsys, "generate", "variational_inference")
+
+
 @pytest.fixture(scope="module")
 def coder(tmp_path_factory):
     """A small preset of vae without recorded data."""

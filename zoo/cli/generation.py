@@ -74,7 +74,7 @@ def generate(options: argparse.Namespace) -> None:
             text = _interpolation(model, options)
         elif hasattr(model, "generate"):
             text = _text(model, options)
-        elif hasattr(model, "signatures") and "sample" in model.signatures():
+        elif _draws_images(model):
             text = _images(model, options)
         else:
             raise ValueError(f"This model generates neither text nor images. Received: {options.source!r}")
@@ -101,10 +101,15 @@ def _text(model: Any, options: argparse.Namespace) -> str:
 # === Images ===
 
 
+def _draws_images(model: Any) -> bool:
+    if not hasattr(model, "sample") or not hasattr(model, "signatures"):
+        return False
+    return any("image" in {**chosen.inputs, **chosen.outputs} for chosen in model.signatures().values())
+
+
 def _images(model: ZooModel, options: argparse.Namespace) -> str:
     _check_image_options(options)
-    noise = model.dummy_inputs("sample", batch_size=_NUM_SAMPLES, seed=options.seed)
-    images = _as_images(model.run("sample", **noise)["image"])
+    images = _as_images(model.sample(_NUM_SAMPLES, seed=options.seed))
     return _write(images, math.isqrt(_NUM_SAMPLES), model, options.output or Path("samples.png"))
 
 
