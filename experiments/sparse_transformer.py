@@ -80,11 +80,11 @@ RECIPES = {
         preset="austen",
         dataset="austen",
         epochs=10,
-        steps_per_epoch=200,
+        steps_per_epoch=300,
         prepare=lm.prepare,
         overrides=lm.vocabulary,
         data=lm.stream_data(batch_size=8),
-        compile=lm.compiler(peak=3e-3, warmup_steps=100, clip_norm=1.0, final=1e-5),
+        compile=lm.compiler(peak=1.5e-3, warmup_steps=50, clip_norm=1.0, final=1e-5),
         evaluate=lm.evaluate,
         monitor="val_bits_per_character",
     ),
@@ -189,7 +189,7 @@ def _text_run(options: dict[str, Any], updates: int, seed: int) -> dict[str, Any
     arguments = {**TEXT_SIZES, **lm.vocabulary("austen"), **options}
     model = catalog.get("sparse_transformer", "austen", weights=None, **arguments)
     data = lm.stream_data(8)(model, "austen", seed)
-    lm.compiler(peak=3e-3, warmup_steps=100, clip_norm=1.0, final=1e-5)(model, updates)
+    lm.compiler(peak=1.5e-3, warmup_steps=50, clip_norm=1.0, final=1e-5)(model, updates)
     model.fit(data.train, steps_per_epoch=updates, verbose=0, shuffle=False)
     bits = lm.evaluate(model, "austen", "validation")["bits_per_character"]
     return {"bits": bits, "share_of_pairs": share_of_pairs(model)}
