@@ -117,6 +117,15 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "std": deviation, "seeds": len(values)}
 
 
+def shows(parts: Mapping[str, bool]) -> str:
+    """Returns "Shows: ..., .... Does not show: ..." of parts of a claim, each with whether it holds."""
+    named = {
+        word: [part for part in parts if parts[part] is held]
+        for word, held in (("Shows", True), ("Does not show", False))
+    }
+    return " ".join(f"{word}: {', '.join(found)}." for word, found in named.items() if found)
+
+
 def spread(values: Sequence[float]) -> str:
     """Returns `mean +- standard deviation` with three decimals."""
     found = mean_and_std(values)

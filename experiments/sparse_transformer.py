@@ -19,7 +19,7 @@ from zoo import catalog
 from zoo.datasets import load_arrays
 from zoo.experiments import language_models as lm
 from zoo.experiments.image_grids import show_images
-from zoo.experiments.report import Ledger, Progress, difference, mean_and_std, spread, write_results
+from zoo.experiments.report import Ledger, Progress, difference, mean_and_std, shows, spread, write_results
 from zoo.sequence.sparse_transformer import PATTERNS, KeySet, SparseImageTransformer, SparseNetwork
 from zoo.training.recipe import Recipe, TrainingData
 
@@ -243,19 +243,14 @@ def _verdict(images: Ledger, texts: Ledger) -> str:
     best = min(strided, key=lambda arm: gap(images, arm)[0])
     (on_images, image_std), (fixed_images, fixed_std) = gap(images, best), gap(images, "fixed, interleaved")
     (on_text, text_std), (fixed_text, fixed_text_std) = gap(texts, "strided, merged"), gap(texts, "fixed, merged")
-    shows = {
+    parts = {
         "strided as good as full attention on images": on_images <= 0.02,
         "fixed worse than strided on images": fixed_images > on_images + max(image_std, fixed_std),
         "fixed as good as full attention on text": fixed_text <= 0.02,
         "strided worse than fixed on text": on_text > fixed_text + max(text_std, fixed_text_std),
     }
-    parts = [
-        f"{word}: {', '.join(part for part, holds in shows.items() if holds is wanted)}. "
-        for word, wanted in (("Shows", True), ("Does not show", False))
-        if wanted in shows.values()
-    ]
     return (
-        f"{''.join(parts)}Bits above full attention: images {on_images:+.3f} ({best}) and {fixed_images:+.3f} (fixed), text "
+        f"{shows(parts)} Bits above full attention: images {on_images:+.3f} ({best}) and {fixed_images:+.3f} (fixed), text "
         f"{on_text:+.3f} (strided) and {fixed_text:+.3f} (fixed)."
     )
 

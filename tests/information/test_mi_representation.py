@@ -474,7 +474,16 @@ def made_up(arm, fall):
     return run
 
 
-@pytest.mark.parametrize(("fall", "beginning"), [(0.1, "The claim shows in part"), (-0.1, "The claim does not show")])
+@pytest.mark.parametrize(
+    ("fall", "beginning"),
+    [
+        (
+            0.1,
+            "Shows: an invertible encoder can lose accuracy, bounds fail for pairs that depend on each other. Does not",
+        ),
+        (-0.1, "Shows: bounds fail for pairs that depend on each other. Does not show: an invertible encoder can lose"),
+    ],
+)
 def test_the_verdict_is_that_of_the_runs(fall, beginning, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "ARMS", {arm: made_up(arm, fall) for arm in experiments.ARMS})
     experiments.reproduce(tmp_path, seeds=2, invertible_seeds=4)
