@@ -5,6 +5,7 @@ from zoo.ops.attention import (
     masked_softmax,
     relative_shift,
     sinusoid_positions,
+    sinusoids,
     take_distances,
     valid_slots_mask,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "masked_softmax",
     "relative_shift",
     "sinusoid_positions",
+    "sinusoids",
     "standard_normal_log_prob",
     "take_distances",
     "valid_slots_mask",

@@ -7,6 +7,7 @@ ruin the calibration of an integer export.
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -22,10 +23,11 @@ def masked_softmax(scores: Any, mask: Any) -> Any:
         mask: bool tensor broadcastable to `scores`; true where attention is allowed.
 
     Returns:
-        Tensor of the shape and dtype of `scores`; the computation is in float32.
+        Tensor of the shape and dtype of `scores`; the computation is in float32 at least.
     """
-    masked = ops.where(mask, ops.cast(scores, "float32"), MASKED_SCORE)
-    probabilities = ops.softmax(masked, axis=-1) * ops.cast(mask, "float32")
+    dtype = keras.backend.result_type(scores.dtype, "float32")
+    masked = ops.where(mask, ops.cast(scores, dtype), ops.cast(MASKED_SCORE, dtype))
+    probabilities = ops.softmax(masked, axis=-1) * ops.cast(mask, dtype)
     return ops.cast(probabilities, scores.dtype)
 
 
@@ -82,11 +84,24 @@ def sinusoid_positions(num_positions: Any, dim: int, clamp_length: int = -1) -> 
     """
     if dim % 2:
         raise ValueError(f"`dim` must be even. Received: dim={dim}")
-    frequencies = (1.0 / 10000 ** (np.arange(0, dim, 2) / dim)).astype("float32")
     distances = ops.cast(num_positions - 1 - ops.arange(num_positions, dtype="int32"), "float32")
     if clamp_length > 0:
         distances = ops.minimum(distances, float(clamp_length))
-    angles = ops.reshape(distances, (-1, 1)) * ops.reshape(ops.convert_to_tensor(frequencies), (1, -1))
+    return sinusoids(distances, dim)
+
+
+def sinusoids(positions: Any, dim: int) -> Any:
+    """Sinusoids of positions or distances: all sines, then all cosines.
+
+    Args:
+        positions: float tensor.
+        dim: int, even. Width of an encoding.
+
+    Returns:
+        Float32 tensor of the shape of `positions` and one more axis of size `dim`.
+    """
+    frequencies = (1.0 / 10000 ** (np.arange(0, dim, 2) / dim)).astype("float32")
+    angles = ops.expand_dims(positions, -1) * ops.convert_to_tensor(frequencies)
     return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
 

@@ -1,11 +1,14 @@
-"""Adam with what training on long streams needs: clipping by groups of weights, and rarer updates late in training."""
+"""Optimisers of language models: Adam and Adagrad that clip the gradients of some weights apart from those of others."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
+
+from zoo.arguments import require
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -106,3 +109,54 @@ class StreamAdam(keras.optimizers.Adam):
             "clip_groups": list(self.clip_groups),
             "update_periods": [list(pair) for pair in self.update_periods],
         }
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class ClippedAdagrad(keras.optimizers.Optimizer):
+    """Adagrad whose step, not its memory of past gradients, is clipped, each variable by itself.
+
+    The sum of squared gradients starts at zero and takes the gradient as it is; only the step is scaled down by
+    `clip_norm` over the gradient's norm. Clipping the gradient first, as `clipnorm` does, is another algorithm: Adagrad
+    would divide the clipping out again.
+
+    Args:
+        learning_rate: float or schedule.
+        clip_norm: float or None. Gradient norm of a variable above which its step is scaled down.
+        epsilon: float. Added to the root of the sum of squares.
+        **kwargs: arguments of `keras.optimizers.Optimizer`.
+
+    Reference:
+        Sukhbaatar et al. 2019, section 4, and the optimiser they released.
+    """
+
+    def __init__(
+        self, learning_rate: Any = 0.07, clip_norm: float | None = None, epsilon: float = 1e-10, **kwargs: Any
+    ) -> None:
+        super().__init__(learning_rate, **kwargs)
+        require(clip_norm is None or clip_norm > 0, "clip_norm", "positive", clip_norm)
+        require(epsilon > 0, "epsilon", "positive", epsilon)
+        self.clip_norm = clip_norm
+        self.epsilon = epsilon
+
+    def build(self, variables: Any) -> None:
+        """Creates the sums of squared gradients."""
+        if self.built:
+            return
+        super().build(variables)
+        self._accumulators = self.add_optimizer_variables(variables, "accumulator")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        # An embedding's gradient lists a token once per occurrence: only their sums have the norm that is meant
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        step = ops.cast(learning_rate, variable.dtype) * gradient
+        if self.clip_norm is not None:
+            norm = ops.sqrt(ops.sum(ops.square(gradient)))
+            step = step * ops.minimum(1.0, self.clip_norm / ops.maximum(norm, 1e-12))
+        accumulator = self._accumulators[self._get_variable_index(variable)]
+        self.assign_add(accumulator, ops.square(gradient))
+        self.assign_sub(variable, step / (ops.sqrt(accumulator) + self.epsilon))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "clip_norm": self.clip_norm, "epsilon": self.epsilon}
