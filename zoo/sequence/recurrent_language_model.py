@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric, ZooModel
-from zoo.sequence.tokenizer import decode_ids, encode_text, load_tokenizer
+from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric
+from zoo.sequence.text_model import TextModel
+from zoo.sequence.tokenizer import decode_ids, encode_text
 from zoo.training.streams import token_windows
 
 State = dict[str, Any]
@@ -68,7 +69,7 @@ class CarriedState:
         return tf.convert_to_tensor(value) * tf.cast(keep, value.dtype)
 
 
-class RecurrentLanguageModel(ZooModel):
+class RecurrentLanguageModel(TextModel):
     """Base of language models with a memory.
 
     As a Keras model it takes `token_ids` `(batch, length)` and gives `logits` `(batch, length, vocabulary_size)` from an
@@ -80,12 +81,10 @@ class RecurrentLanguageModel(ZooModel):
     by token differs from reading windows, also `decoding_specs` and `decode_token`.
     """
 
-    vocabulary_size: int
     window_length: int
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._tokenizer_json: bytes | None = None
         self._runtime = _Runtime()
 
     # === State ===
@@ -196,36 +195,6 @@ class RecurrentLanguageModel(ZooModel):
         return {"logits": logits, **{f"{name}_out": value for name, value in state.items()}}
 
     # === Text ===
-
-    @property
-    def assets(self) -> dict[str, bytes]:
-        """The tokenizer, once the model has one."""
-        return {"tokenizer.json": self._tokenizer_json} if self._tokenizer_json else {}
-
-    def set_assets(self, assets: Mapping[str, bytes]) -> None:
-        """Sets the tokenizer from `{"tokenizer.json": ...}`.
-
-        Raises:
-            ValueError: for other files, a malformed tokenizer, or one of another vocabulary size.
-        """
-        if set(assets) - {"tokenizer.json"}:
-            raise ValueError(f"Only `tokenizer.json` belongs to a language model. Received: {sorted(assets)}")
-        if assets:
-            size = load_tokenizer(assets["tokenizer.json"]).get_vocab_size()
-            if size != self.vocabulary_size:
-                raise ValueError(f"The tokenizer must have {self.vocabulary_size} tokens. Received: {size}")
-            self._tokenizer_json = assets["tokenizer.json"]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The `tokenizers.Tokenizer` of the model.
-
-        Raises:
-            ValueError: if the model has none.
-        """
-        if self._tokenizer_json is None:
-            raise ValueError("This model has no tokenizer. Load trained weights, or pass token ids instead of text.")
-        return load_tokenizer(self._tokenizer_json)
 
     def generate(
         self,
