@@ -10,6 +10,8 @@ from keras import ops
 
 import zoo
 from zoo.experiments import adaptive_span as experiment
+from zoo.export import export_model
+from zoo.export.runners import open_artifact
 from zoo.sequence.adaptive_span import (
     AdaptiveSpanAttention,
     AdaptiveSpanTransformer,
@@ -207,6 +209,23 @@ def test_trimming_is_invisible(share, dropped):
     np.testing.assert_array_equal(read(again, token_ids, 32)[0], logits)
 
 
+def test_exported_trimmed_model_equals_the_whole_one(tmp_path):
+    """A LiteRT file of shorter memories, read window by window, gives the logits of the model with all its slots."""
+    model = with_spans(small(max_span=64, window_length=8, num_layers=1), [0.1, 0.2])
+    trimmed = model.trim()
+    report = export_model(trimmed, tmp_path / "bundle", ["litert"], benchmark=False)
+    artifact = report.artifact("litert")
+    run = open_artifact("litert", {name: tmp_path / "bundle" / path for name, path in artifact.paths.items()})
+    token_ids = tokens(2, 48)
+    whole, _ = read(model, token_ids, 8)
+    memory, logits = np.zeros((2, 16, 16), "float32"), []
+    for start in range(0, 48, 8):
+        outputs = run("step", {"token_ids": token_ids[:, start : start + 8].numpy(), "memory": memory})
+        logits.append(outputs["logits"])
+        memory = outputs["memory_out"]
+    np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, atol=1e-5)
+
+
 def test_trimming_too_much_is_visible():
     model = with_spans(small(max_span=256, window_length=32), 0.6)
     token_ids = tokens(2, 320)
@@ -239,7 +258,7 @@ def test_products_are_of_the_trimmed_size():
 
 
 def test_signatures_have_the_spans_as_constants():
-    """The exported graph knows every size beforehand: 3 + 12 * 1 / 4 = 6 keys and 4 tokens, in no block of 64."""
+    """The exported graph knows every size beforehand: one block of keys and the window of four."""
     model = with_spans(small(max_span=256, window_length=4), 0.1)
     signature = model.signatures()["step"]
     specs = {name: spec.tensor_spec(name) for name, spec in signature.inputs.items()}
