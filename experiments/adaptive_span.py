@@ -231,6 +231,7 @@ def _draw_heads(figure: Figure, axes: Any, ledger: Ledger) -> None:
     bar = figure.colorbar(image, ax=axes, label="tokens")
     ticks = [2**power for power in range(4, 9)]
     bar.set_ticks(ticks, labels=[str(tick) for tick in ticks])
+    bar.minorticks_off()
 
 
 def _draw_growth(axes: Any, ledger: Ledger) -> None:
@@ -239,6 +240,6 @@ def _draw_growth(axes: Any, ledger: Ledger) -> None:
         values = curves[:, :, layer + 1]
         axes.plot(curves[0, :, 0], values.mean(0), label=f"layer {layer + 1}")
         axes.fill_between(curves[0, :, 0], values.min(0), values.max(0), alpha=0.15)
-    axes.set(xlabel="update", ylabel="average span (tokens)", title="Growth of spans (mean and range over seeds)")
+    axes.set(xlabel="update", ylabel="average span (tokens)", title="Spans in training (mean and range over seeds)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

@@ -136,6 +136,7 @@ def _show_arms(axes: Axes, ledger: Ledger, key: str, label: str) -> None:
         axes.plot(np.mean(values), place, marker="|", markersize=24, markeredgewidth=4, color=color)
         axes.plot(values, [place] * len(values), "k.")
     axes.set(xlabel=label)
+    axes.margins(0.08, 0.1)
     axes.grid(axis="x", alpha=0.4)
 
 
@@ -154,6 +155,7 @@ def _kernel_figure(kernels: dict[str, list[list[float]]]) -> Figure:
             extent=(first - 0.5, first + taps - 0.5, len(kernel) + 0.5, 0.5),
         )
         axes.set(title=name, xlabel="place relative to the output", ylabel="head", yticks=range(1, len(kernel) + 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=axes)
     figure.suptitle("Kernels that LightConv has learned")
     return figure

@@ -358,6 +358,20 @@ def test_generated_images_are_the_model_s_samples(capsys, flow, tmp_path):
     assert np.abs(pixels - np.clip(samples, 0, 1)).max() < 0.01
 
 
+def test_an_encoder_decoder_writes_the_target_of_the_prompt(capsys, tmp_path):
+    from zoo.sequence.encoder_decoder import SPECIAL_CHARACTERS
+    from zoo.sequence.tokenizer import character_tokenizer
+
+    sizes = dict(vocabulary_size=8, num_encoder_layers=1, num_decoder_layers=1, hidden_dim=8, num_heads=2)
+    model = zoo.get("dynamic_conv", "iso_names", weights=None, **sizes, intermediate_dim=8, kernel_sizes=[3])
+    model.set_assets({"tokenizer.json": character_tokenizer(SPECIAL_CHARACTERS + "abcde")})
+    directory = model.save_to_preset(tmp_path / "translator")
+    words = ["generate", directory, "--prompt", "abc", "--max-new-tokens", 4]
+
+    assert run(capsys, *words)[:2] == (0, model.generate("abc", max_new_tokens=4) + "\n")
+    assert "Received: ['temperature']" in refused(capsys, *words, "--temperature", 1)
+
+
 def test_samples_that_are_no_images_are_refused(capsys):
     assert "generates neither text nor images" in refused(capsys, "generate", "variational_inference")
 

@@ -56,8 +56,8 @@ def check_facts(subject: Subject) -> None:
     assert 1950 <= paper.year <= datetime.date.today().year, f"`year` must be a year. Received: {paper}"
     assert paper.url.startswith("https://"), f"`url` must begin with https://. Received: {paper}"
     assert method.default_preset in method.presets, f"There is no preset {method.default_preset!r}"
-    valid = set(constructor_arguments(method.load_class()))
     for name, preset in method.presets.items():
+        valid = set(constructor_arguments(method.load_class(preset.class_name)))
         assert preset.description, f"Preset {name!r} has no description"
         unknown = sorted(set(preset.config) - valid)
         assert not unknown, f"Preset {name!r} has arguments that the constructor does not take: {unknown}"

@@ -24,6 +24,7 @@ def test_datasets_are_found_by_their_files():
         "enwik8",
         "fashion_mnist",
         "fashion_mnist_sample",
+        "iso_names",
         "mnist",
         "mnist_sample",
         "pydoc_topics",

@@ -88,7 +88,7 @@ def _text(model: Any, options: argparse.Namespace) -> str:
     if options.prompt is None:
         raise ValueError('A language model continues a text: pass --prompt "...". Received: no prompt')
     chosen = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
-    text = options.prompt + model.generate(**{"temperature": _TEMPERATURE, **chosen}, seed=options.seed) + "\n"
+    text = _written(model, chosen, options.seed) + "\n"
     if options.output is None:
         return text
     from zoo.files import atomic_file
@@ -96,6 +96,20 @@ def _text(model: Any, options: argparse.Namespace) -> str:
     with atomic_file(options.output) as file:
         file.write_text(text, encoding="utf-8")
     return f"{options.output}\n"
+
+
+def _written(model: Any, chosen: dict[str, Any], seed: int) -> str:
+    """Returns a prompt and its continuation, or what an encoder-decoder makes of a source."""
+    from zoo.sequence.encoder_decoder import EncoderDecoder
+
+    if not isinstance(model, EncoderDecoder):
+        return chosen["prompt"] + model.generate(**{"temperature": _TEMPERATURE, **chosen}, seed=seed)
+    source = chosen.pop("prompt")
+    if unfit := sorted(set(chosen) & {"temperature", "top_k"}):
+        raise ValueError(
+            f"An encoder-decoder takes the likeliest token, without options of sampling. Received: {unfit}"
+        )
+    return model.generate(source, **chosen)
 
 
 # === Images ===
