@@ -10,10 +10,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,7 @@ def _method_of(model: keras.Model, name: str | None) -> Method:
             raise ValueError(f"The model must be of method {name!r}. Received: a {type(model).__name__}")
         return catalog.info(name)
     # The module of the model's class is loaded: no other one can be the method's
-    found = [
-        method
-        for method in map(catalog.info, catalog.list_models())
-        if type(model) in _loaded_classes(method)
-    ]
+    found = [method for method in map(catalog.info, catalog.list_models()) if type(model) in _loaded_classes(method)]
     if len(found) != 1:
         raise ValueError(
             f"The model's class must belong to one method of the catalog: see `zoo.register`, or name it by `method`. "
@@ -189,7 +186,8 @@ def load_preset(
 
     Args:
         source: preset directory: a path, `hf://user/repository[/folder][@revision]` or `https://` address of one. An
-            address may end with `#sha256=` and the hash of its `metadata.json`, which vouches for all other files.
+            address may end with `#sha256=` and the hash of its `metadata.json`, which vouches for all other files. Or the
+            path of a Hugging Face directory, for a method that converts such weights.
         method: `Method`, its name, or None. What the preset must be of; whatever its metadata says by default.
         overrides: mapping or None. Constructor arguments that replace the stored ones.
         offline: bool or None. Whether to use only what the cache holds. By default whether the environment variable
@@ -204,6 +202,8 @@ def load_preset(
         ValueError: if the preset is damaged, malformed, of another method or version, or contradicts the overrides.
     """
     overrides = overrides or {}
+    if isinstance(method, Method) and (convert := _converter(source, method)):
+        return convert(source, overrides)
     directory = hub.fetch(source, offline) if hub.is_address(source) else _local(Path(source))
     metadata = Metadata.from_json(_read(directory, METADATA, MAXIMUM_JSON))
     chosen = _expected_method(method, metadata)
@@ -222,6 +222,17 @@ def load_preset(
     _set_assets(model, contents)
     model.metadata = metadata
     return model
+
+
+def _converter(source: str | Path, method: Method) -> Callable[[str | Path, Mapping[str, Any]], keras.Model] | None:
+    """Returns what loads a directory of Hugging Face's, if it is one and the method has such a function.
+
+    It is `from_hugging_face` of the module beside the method's whose name ends in `_conversion`.
+    """
+    if hub.is_address(source) or (Path(source) / METADATA).exists() or not (Path(source) / CONFIG).is_file():
+        return None
+    name = f"{method.module}_conversion"
+    return importlib.import_module(name).from_hugging_face if importlib.util.find_spec(name) else None
 
 
 def _local(directory: Path) -> Path:

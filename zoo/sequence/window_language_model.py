@@ -27,7 +27,7 @@ class WindowLanguageModel(RecurrentLanguageModel):
 
         Args:
             token_ids: int tensor `(batch, length)` of at most `window_length` tokens.
-            state: ignored.
+            state: `"length"`, where it is there, is the number of tokens, behind which there is anything.
             training: bool or None.
 
         Returns:
@@ -62,8 +62,8 @@ class WindowLanguageModel(RecurrentLanguageModel):
         window = ops.where(length == self.window_length, moved, appended)
         length = ops.minimum(length + 1, self.window_length)
         last = ops.expand_dims(ops.cast(places == length - 1, "float32"), 1)
-        logits = ops.matmul(last, self.read(window, training=False))
-        return logits, {"window": window, "length": ops.reshape(length, (-1,))}
+        state = {"window": window, "length": ops.reshape(length, (-1,))}
+        return ops.matmul(last, self.read(window, state, training=False)), state
 
     def read_prompt(self, ids: np.ndarray) -> tuple[State, np.ndarray]:
         """Puts the end of a prompt into the window; its last token remains."""
