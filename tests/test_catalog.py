@@ -105,7 +105,7 @@ def test_facts_hold_nothing_that_no_reader_asks_for():
         assert set(facts) <= known, path
         assert set(facts["paper"]) == {"title", "authors", "venue", "year", "url"}, path
         for preset in facts["presets"].values():
-            assert set(preset) <= {"description", "config", "parameters"}, path
+            assert set(preset) <= {"description", "config", "parameters", "class"}, path
 
 
 def test_facts_are_data(tmp_path):
