@@ -90,7 +90,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         datasets.load_arrays("iso_names", "test")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pycountry") is None, reason="pycountry (extra `names`) is not installed")
 def test_names_have_the_stated_sizes():
     for split, size in datasets.info("iso_names").splits.items():
         part = datasets.load_arrays("iso_names", split)

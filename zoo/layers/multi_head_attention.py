@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from zoo.arguments import require
-from zoo.ops import masked_softmax
+from zoo.ops import masked_softmax, split_heads
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -65,18 +65,13 @@ class MultiHeadAttention(keras.layers.Layer):
             Float tensor `(batch, length, dim)`.
         """
         query, key, value = (
-            self._heads(projection(values))
+            split_heads(projection(values), self.num_heads)
             for projection, values in ((self.query, inputs), (self.key, context), (self.value, context))
         )
         scores = ops.matmul(query / math.sqrt(query.shape[-1]), ops.transpose(key, (0, 1, 3, 2)))
         weights = self.dropout_layer(masked_softmax(scores, attention_mask), training=training)
         attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return self.outer(ops.reshape(attended, ops.shape(inputs)))
-
-    def _heads(self, values: Any) -> Any:
-        """Splits `(batch, length, dim)` into `(batch, heads, length, head_dim)`."""
-        shape = (ops.shape(values)[0], ops.shape(values)[1], self.num_heads, values.shape[-1] // self.num_heads)
-        return ops.transpose(ops.reshape(values, shape), (0, 2, 1, 3))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo.ops import masked_softmax, relative_shift, take_distances
+from zoo.ops import masked_softmax, relative_shift, split_heads, take_distances
 
 POSITIONS = ("xl", "shaw", "absolute")
 
@@ -205,8 +205,7 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
 
     def _heads(self, x: Any) -> Any:
         """Splits `(batch, length, heads * head_dim)` into `(batch, heads, length, head_dim)`."""
-        split = ops.reshape(x, (ops.shape(x)[0], ops.shape(x)[1], self.num_heads, self.head_dim))
-        return ops.transpose(split, (0, 2, 1, 3))
+        return split_heads(x, self.num_heads)
 
     def _merge(self, x: Any) -> Any:
         merged = ops.transpose(x, (0, 2, 1, 3))

@@ -6,6 +6,7 @@ from zoo.ops.attention import (
     relative_shift,
     sinusoid_positions,
     sinusoids,
+    split_heads,
     take_distances,
     valid_slots_mask,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "relative_shift",
     "sinusoid_positions",
     "sinusoids",
+    "split_heads",
     "standard_normal_log_prob",
     "take_distances",
     "valid_slots_mask",

@@ -105,6 +105,18 @@ def sinusoids(positions: Any, dim: int) -> Any:
     return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
 
+def split_heads(x: Any, num_heads: int) -> Any:
+    """Splits `(batch, length, heads * head_dim)` into `(batch, heads, length, head_dim)`.
+
+    Args:
+        x: float tensor whose last size is known.
+        num_heads: int.
+    """
+    shape = ops.shape(x)
+    split = ops.reshape(x, (shape[0], shape[1], num_heads, x.shape[-1] // num_heads))
+    return ops.transpose(split, (0, 2, 1, 3))
+
+
 def relative_shift(scores: Any) -> Any:
     """Moves scores by distance to scores by key, in O(queries x keys).
 

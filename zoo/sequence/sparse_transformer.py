@@ -32,7 +32,7 @@ from zoo.arguments import require
 from zoo.generative.image_levels import check_levels
 from zoo.layers import FeedForward
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric, ZooModel
-from zoo.ops import masked_softmax
+from zoo.ops import masked_softmax, split_heads
 from zoo.sequence.recurrent_language_model import State
 from zoo.sequence.window_language_model import WindowLanguageModel
 
@@ -315,9 +315,7 @@ class SparseAttention(keras.layers.Layer):
 
     def _heads(self, x: Any, padding: int) -> Any:
         x = ops.pad(x, ((0, 0), (0, padding), (0, 0))) if padding else x
-        shape = ops.shape(x)
-        split = ops.reshape(x, (shape[0], shape[1], self.num_heads, x.shape[2] // self.num_heads))
-        return ops.transpose(split, (0, 2, 1, 3))
+        return split_heads(x, self.num_heads)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
