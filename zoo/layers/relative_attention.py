@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo.ops import masked_softmax, relative_shift, split_heads, take_distances
+from zoo.ops import masked_softmax, relative_shift, shared_matmul, split_heads, take_distances
 
 POSITIONS = ("xl", "shaw", "absolute")
 
@@ -174,18 +174,17 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
     def _learned_position_scores(self, query: Any, num_keys: Any) -> Any:
         distances = ops.minimum(num_keys - 1 - ops.arange(num_keys, dtype="int32"), self.max_distance)
         table = ops.take(_cast(self.distance_table, query), distances, axis=0)
-        return ops.matmul(query, ops.transpose(table, (1, 2, 0)))
+        return shared_matmul(query, ops.transpose(table, (1, 2, 0)))
 
     def _scores(self, query: Any, context: Any, projection: keras.layers.Dense) -> Any:
         key = self._heads(projection(context))
-        return ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        return _product(query, ops.transpose(key, (0, 1, 3, 2)))
 
     def _scores_absorbed(self, query: Any, context: Any, projection: keras.layers.Dense) -> Any:
         kernel = _cast(projection.kernel, query)
-        projected = ops.matmul(
-            ops.tile(query, (1, 1, 1, self.num_heads)) * self._own_head(query), ops.transpose(kernel)
-        )
-        return ops.matmul(projected, ops.expand_dims(ops.transpose(context, (0, 2, 1)), 1))
+        own_columns = ops.tile(query, (1, 1, 1, self.num_heads)) * self._own_head(query)
+        projected = shared_matmul(own_columns, ops.transpose(kernel))
+        return _product(projected, ops.expand_dims(ops.transpose(context, (0, 2, 1)), 1))
 
     def _attend(self, weights: Any, context: Any) -> Any:
         return self._merge(ops.matmul(weights, self._heads(self.value(context))))
@@ -226,3 +225,8 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
 
 def _cast(x: Any, like: Any) -> Any:
     return ops.cast(x, like.dtype)
+
+
+def _product(x: Any, matrices: Any) -> Any:
+    """Multiplies `(batch, heads, L, d)` by `(batch or 1, heads or 1, d, columns)`."""
+    return shared_matmul(x, ops.squeeze(matrices, 0)) if matrices.shape[0] == 1 else ops.matmul(x, matrices)

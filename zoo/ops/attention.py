@@ -117,6 +117,23 @@ def split_heads(x: Any, num_heads: int) -> Any:
     return ops.transpose(split, (0, 2, 1, 3))
 
 
+def shared_matmul(x: Any, shared: Any) -> Any:
+    """Multiplies every example by the same matrices.
+
+    Args:
+        x: float tensor `(batch, heads, length, dim)` of a known number of heads.
+        shared: float tensor `(heads, dim, columns)`, or `(dim, columns)` for all heads alike.
+
+    Returns:
+        Float tensor `(batch, heads, length, columns)`.
+    """
+    if x.shape[1] > 1:
+        return ops.matmul(x, shared)
+    # With one head TensorFlow 2.21 writes beyond its memory: github.com/tensorflow/tensorflow/issues/117700
+    matrix = ops.reshape(shared, ops.shape(shared)[-2:])
+    return ops.expand_dims(ops.matmul(ops.squeeze(x, 1), matrix), 1)
+
+
 def relative_shift(scores: Any) -> Any:
     """Moves scores by distance to scores by key, in O(queries x keys).
 

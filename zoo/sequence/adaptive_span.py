@@ -26,7 +26,7 @@ from keras import ops
 from zoo.arguments import require
 from zoo.layers import FeedForward, RelativeMultiHeadAttention
 from zoo.model import Spec
-from zoo.ops import masked_softmax, valid_slots_mask
+from zoo.ops import masked_softmax, shared_matmul, valid_slots_mask
 from zoo.sequence.recurrent_language_model import RecurrentLanguageModel, State
 
 # Keys are dropped in blocks of this many
@@ -224,7 +224,7 @@ class AdaptiveSpanAttention(RelativeMultiHeadAttention):
         table = ops.cast(positions, query.dtype)
         # L + 1 columns of zeros, of which each row of the reshaped scores begins one further left
         table = ops.concatenate([table, ops.zeros((length + 1, self.head_dim), query.dtype)], axis=0)
-        scores = ops.matmul(query, ops.transpose(table))
+        scores = shared_matmul(query, ops.transpose(table))
         batch, heads, _, columns = (ops.shape(scores)[i] for i in range(4))
         flat = ops.reshape(scores, (batch, heads, length * columns))
         kept = ops.slice(flat, (0, 0, 0), (batch, heads, length * (columns - 1)))

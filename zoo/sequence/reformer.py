@@ -38,7 +38,7 @@ from zoo.layers import FeedForward
 from zoo.layers.multi_head_attention import MultiHeadAttention
 from zoo.layers.reversible import Branch, chunked, folded, replayed_dropout, run_and_plan, run_branches
 from zoo.model import Spec
-from zoo.ops import masked_softmax, sinusoids
+from zoo.ops import masked_softmax, shared_matmul, sinusoids, split_heads
 from zoo.ops.attention import MASKED_SCORE
 from zoo.sequence.encoder_decoder import PADDING_ID, EncoderDecoder
 from zoo.sequence.recurrent_language_model import State
@@ -68,7 +68,7 @@ def hash_buckets(vectors: Any, rotations: Any, num_buckets: int | Sequence[int])
     factors = _factors(num_buckets)
     heads, dim, rounds, width = rotations.shape
     vectors = ops.cast(ops.stop_gradient(vectors), rotations.dtype)
-    rotated = ops.matmul(vectors, ops.reshape(rotations, (heads, dim, rounds * width)))
+    rotated = shared_matmul(vectors, ops.reshape(rotations, (heads, dim, rounds * width)))
     rotated = ops.reshape(rotated, (-1, heads, vectors.shape[2], rounds, width))
     buckets, start, scale = 0, 0, 1
     for factor in factors:
@@ -383,7 +383,7 @@ class _Heads(keras.layers.Layer):
         """Returns heads `(batch, heads, padded, key_dim)`."""
         length = x.shape[1]
         x = ops.pad(x, ((0, 0), (0, padded - length), (0, 0))) if padded > length else x
-        return ops.transpose(ops.reshape(x, (-1, padded, self.num_heads, self.key_dim)), (0, 2, 1, 3))
+        return split_heads(x, self.num_heads)
 
     def _fold(self, x: Any) -> Any:
         return ops.reshape(x, (-1, *x.shape[2:]))
