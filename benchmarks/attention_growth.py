@@ -19,6 +19,7 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "TF_N
 os.environ |= {"OMP_NUM_THREADS": "1"}
 
 import numpy as np
+from workers import memory_megabytes
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 SIZES = dict(vocabulary_size=32, num_layers=1, hidden_dim=64, num_heads=2, intermediate_dim=128)
@@ -96,15 +97,10 @@ def peak_megabytes(name: str, length: int) -> float:
 def measure_peak(name: str, length: int) -> float:
     """Peak resident memory of this process while it reads, in megabytes."""
     read = reader(name, length)
-    before = _status("VmRSS")
+    before = memory_megabytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     read()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+    return memory_megabytes("VmHWM") - before
 
 
 def slope(curve: dict[int, float]) -> float:
