@@ -73,25 +73,36 @@ def reader(name: str, length: int):
     return read
 
 
-def seconds(rounds: int) -> dict[str, dict[int, float]]:
-    """CPU seconds of a reading, medians; methods and lengths take turns."""
-    times = {name: {length: [] for length in LENGTHS} for name in METHODS}
-    for length in LENGTHS:
-        readers = {name: reader(name, length) for name in METHODS}
-        for read in readers.values():
+def measure_seconds(length: int, rounds: int) -> dict[str, float]:
+    """CPU seconds of reading a text of a length, medians; methods take turns."""
+    readers = {name: reader(name, length) for name in METHODS}
+    times = {name: [] for name in METHODS}
+    for turn in range(rounds + 1):
+        for name, read in readers.items():
+            start = time.process_time()
             read()
-        for _ in range(rounds):
-            for name, read in readers.items():
-                start = time.process_time()
-                read()
-                times[name][length].append(time.process_time() - start)
-    return {name: {n: statistics.median(found) for n, found in by.items()} for name, by in times.items()}
+            if turn:  # the first turn compiles
+                times[name].append(time.process_time() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def seconds(rounds: int) -> dict[str, dict[int, float]]:
+    """CPU seconds of a reading by method and length; a process for each length, which gives its memory back."""
+    found = {}
+    for length in LENGTHS:
+        command = [sys.executable, __file__, "--seconds", str(length), "--rounds", str(rounds)]
+        found[length] = json.loads(_last_line(command))
+    return {name: {length: found[length][name] for length in LENGTHS} for name in METHODS}
+
+
+def _last_line(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
 
 
 def peak_megabytes(name: str, length: int) -> float:
     """Peak memory of a reading in a process of its own, beyond that of reading the shortest text's first window."""
     command = [sys.executable, __file__, "--peak", name, str(length)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(_last_line(command))
 
 
 def measure_peak(name: str, length: int) -> float:
@@ -115,9 +126,13 @@ def main():
     parser.add_argument(
         "--peak", nargs=2, metavar=("METHOD", "LENGTH"), help="measure memory in this process and print it"
     )
+    parser.add_argument("--seconds", type=int, metavar="LENGTH", help="measure times in this process and print them")
     options = parser.parse_args()
     if options.peak:
         print(measure_peak(options.peak[0], int(options.peak[1])))
+        return
+    if options.seconds:
+        print(json.dumps(measure_seconds(options.seconds, options.rounds)))
         return
     times = seconds(options.rounds)
     memory = {name: {length: peak_megabytes(name, length) for length in LENGTHS} for name in METHODS}
