@@ -254,7 +254,7 @@ class ZooModel(keras.Model):
     def build_from_signature(self) -> ZooModel:
         """Creates all variables by running the first signature once on dummy inputs; returns the model."""
         if not self.built:
-            self.run(None, **self.dummy_inputs())
+            self.run(None, **self.dummy_inputs(batch_size=1))
             self.built = True
         return self
 
