@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from zoo.arguments import require
-from zoo.ops import masked_softmax, split_heads
+from zoo.ops import masked_softmax, merge_heads, split_heads
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -70,8 +70,7 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         scores = ops.matmul(query / math.sqrt(query.shape[-1]), ops.transpose(key, (0, 1, 3, 2)))
         weights = self.dropout_layer(masked_softmax(scores, attention_mask), training=training)
-        attended = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-        return self.outer(ops.reshape(attended, ops.shape(inputs)))
+        return self.outer(merge_heads(ops.matmul(weights, value)))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

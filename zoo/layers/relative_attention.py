@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo.ops import masked_softmax, relative_shift, shared_matmul, split_heads, take_distances
+from zoo.ops import masked_softmax, merge_heads, relative_shift, shared_matmul, split_heads, take_distances
 
 POSITIONS = ("xl", "shaw", "absolute")
 
@@ -152,7 +152,7 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         key = self._heads(ops.matmul(memory, key_kernel))
         value = self._heads(ops.matmul(memory, value_kernel))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / math.sqrt(self.head_dim)
-        return self._merge(ops.matmul(ops.softmax(scores, axis=-1), value))
+        return merge_heads(ops.matmul(ops.softmax(scores, axis=-1), value))
 
     def _scaled(self, query: Any, bias: Any = None) -> Any:
         """Adds a bias `(heads, head_dim)` and scales: queries `(batch, heads, length, head_dim)` are fewer than scores."""
@@ -187,7 +187,7 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
         return _product(projected, ops.expand_dims(ops.transpose(context, (0, 2, 1)), 1))
 
     def _attend(self, weights: Any, context: Any) -> Any:
-        return self._merge(ops.matmul(weights, self._heads(self.value(context))))
+        return merge_heads(ops.matmul(weights, self._heads(self.value(context))))
 
     def _attend_absorbed(self, weights: Any, context: Any) -> Any:
         mixed = self.value(ops.matmul(weights, ops.expand_dims(context, 1)))
@@ -205,10 +205,6 @@ class RelativeMultiHeadAttention(keras.layers.Layer):
     def _heads(self, x: Any) -> Any:
         """Splits `(batch, length, heads * head_dim)` into `(batch, heads, length, head_dim)`."""
         return split_heads(x, self.num_heads)
-
-    def _merge(self, x: Any) -> Any:
-        merged = ops.transpose(x, (0, 2, 1, 3))
-        return ops.reshape(merged, (ops.shape(merged)[0], ops.shape(merged)[1], self.num_heads * self.head_dim))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -3,6 +3,7 @@
 from zoo.ops.attention import (
     causal_memory_mask,
     masked_softmax,
+    merge_heads,
     relative_shift,
     shared_matmul,
     sinusoid_positions,
@@ -17,6 +18,7 @@ __all__ = [
     "causal_memory_mask",
     "log_mean_exp",
     "masked_softmax",
+    "merge_heads",
     "relative_shift",
     "shared_matmul",
     "sinusoid_positions",

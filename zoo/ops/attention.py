@@ -117,6 +117,12 @@ def split_heads(x: Any, num_heads: int) -> Any:
     return ops.transpose(split, (0, 2, 1, 3))
 
 
+def merge_heads(x: Any) -> Any:
+    """Joins `(batch, heads, length, head_dim)` to `(batch, length, heads * head_dim)`: undoes `split_heads`."""
+    merged = ops.transpose(x, (0, 2, 1, 3))
+    return ops.reshape(merged, (ops.shape(merged)[0], ops.shape(merged)[1], x.shape[1] * x.shape[3]))
+
+
 def shared_matmul(x: Any, shared: Any) -> Any:
     """Multiplies every example by the same matrices.
 

@@ -30,7 +30,7 @@ from zoo.arguments import require
 from zoo.datasets.fever import LABELS
 from zoo.layers.transformer_encoder import TransformerEncoderLayer
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric
-from zoo.ops import masked_softmax, split_heads
+from zoo.ops import masked_softmax, merge_heads, split_heads
 from zoo.ops.attention import MASKED_SCORE
 from zoo.sequence.evidence_graphs import (
     IGNORED,
@@ -123,7 +123,7 @@ class HopAttention(keras.layers.Layer):
             )
             scores = ops.matmul(query / math.sqrt(query.shape[-1]), ops.transpose(key, (0, 1, 3, 2)))
             weights = masked_softmax(scores, edges)
-            return self._merge(ops.matmul(weights, value), hubs), weights
+            return merge_heads(ops.matmul(weights, value)), weights
         heads = split_heads(hubs, self.num_heads)
         value = self.shared(heads)
         source, target = (
@@ -132,10 +132,7 @@ class HopAttention(keras.layers.Layer):
         )
         scores = ops.expand_dims(target, 3) + ops.expand_dims(source, 2)
         weights = masked_softmax(ops.maximum(scores, 0.2 * scores), edges)
-        return self._merge(ops.relu(ops.matmul(weights, value) + self.residual(heads)), hubs), weights
-
-    def _merge(self, heads: Any, hubs: Any) -> Any:
-        return ops.reshape(ops.transpose(heads, (0, 2, 1, 3)), ops.shape(hubs))
+        return merge_heads(ops.relu(ops.matmul(weights, value) + self.residual(heads))), weights
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
