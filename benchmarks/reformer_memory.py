@@ -2,8 +2,8 @@
 
     python benchmarks/reformer_memory.py
 
-Peak resident memory of a process of its own over two training steps, beyond what it had before them and beyond the gradients,
-which are as large as the weights. And by how much the gradients of both differ.
+What activations take is the peak of a process of its own over two training steps on a long text, beyond the same on a short
+one: weights, gradients and TensorFlow's graph are in both. And by how much the gradients of both networks differ.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from zoo.experiments.reformer import MEMORY, peak_megabytes
+from zoo.experiments.reformer import MEMORY, SHORT, activation_megabytes
 from zoo.sequence.reformer import Reformer
 
 DEPTHS = (2, 6, 12, 24)
@@ -28,11 +28,6 @@ KINDS = {"reversible": True, "not reversible": False}
 def build(num_layers: int, reversible: bool) -> Reformer:
     keras.utils.set_random_seed(0)
     return Reformer(num_layers=num_layers, reversible=reversible, **MEMORY).build_from_signature()
-
-
-def peak_beyond_weights(num_layers: int, reversible: bool) -> float:
-    gradients = 4 * build(num_layers, reversible).count_params() / 2**20
-    return peak_megabytes(num_layers, reversible) - gradients
 
 
 def gradient_difference(num_layers: int) -> float:
@@ -51,11 +46,11 @@ def gradient_difference(num_layers: int) -> float:
 
 def table(results: dict) -> str:
     lines = [
-        "# Memory of a training step against depth",
+        "# Memory of a training step's activations against depth",
         "",
         f"`python benchmarks/reformer_memory.py`: Reformer of width {MEMORY['hidden_dim']} on one text of "
-        f"{MEMORY['window_length']:,} tokens with LSH attention. Peak memory in megabytes beyond weights and gradients, a "
-        "process each.",
+        f"{MEMORY['window_length']:,} tokens with LSH attention. Peak memory in megabytes beyond that of a text of {SHORT} "
+        "tokens, a process each: what activations take, without weights, gradients and TensorFlow's graph.",
         "",
         f"| | {' | '.join(f'{depth} layers' for depth in DEPTHS)} | {DEPTHS[-1]} / {DEPTHS[0]} layers |",
         f"|---|{'---|' * (len(DEPTHS) + 1)}",
@@ -74,7 +69,7 @@ def main():
     options = parser.parse_args()
     results = {
         "megabytes": {
-            kind: {depth: peak_beyond_weights(depth, reversible) for depth in DEPTHS}
+            kind: {depth: activation_megabytes(depth, reversible) for depth in DEPTHS}
             for kind, reversible in KINDS.items()
         },
         "gradient_difference": {depth: gradient_difference(depth) for depth in DEPTHS},

@@ -165,16 +165,26 @@ def run_text(arm: str, updates: int, seed: int) -> dict[str, Any]:
 
 DEPTHS = (2, 6, 12)
 MEMORY = dict(
-    vocabulary_size=32, hidden_dim=64, num_heads=4, intermediate_dim=256, window_length=2048, attention_layers=["lsh"],
+    vocabulary_size=32, hidden_dim=64, num_heads=4, intermediate_dim=256, window_length=8192, attention_layers=["lsh"],
     num_rounds=1,
 )  # fmt: skip
+SHORT = 128
 
 
-def peak_megabytes(num_layers: int, reversible: bool) -> float:
+def activation_megabytes(num_layers: int, reversible: bool) -> float:
+    """Returns what activations of a training step take at its peak, in megabytes.
+
+    It is what a long text takes beyond a short one, so without weights, gradients and TensorFlow's own.
+    """
+    long, short = (_peak_megabytes(num_layers, reversible, length) for length in (MEMORY["window_length"], SHORT))
+    return long - short
+
+
+def _peak_megabytes(num_layers: int, reversible: bool, length: int) -> float:
     """Returns by how much two training steps raise the peak memory of a process of their own, in megabytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, num_layers, reversible))
+    process = context.Process(target=_measure, args=(sender, num_layers, reversible, length))
     process.start()
     sender.close()
     try:
@@ -183,11 +193,12 @@ def peak_megabytes(num_layers: int, reversible: bool) -> float:
         process.join()
 
 
-def _measure(sender: Any, num_layers: int, reversible: bool) -> None:
-    model = Reformer(num_layers=num_layers, reversible=reversible, **MEMORY).build_from_signature()
+def _measure(sender: Any, num_layers: int, reversible: bool, length: int) -> None:
+    options = {**MEMORY, "window_length": length}
+    model = Reformer(num_layers=num_layers, reversible=reversible, **options).build_from_signature()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(), loss, jit_compile=False)
-    ids = np.zeros((1, MEMORY["window_length"]), "int32")
+    ids = np.zeros((1, length), "int32")
     before = _peak()
     model.fit(ids, ids, epochs=2, verbose=0)
     sender.send(_peak() - before)
@@ -222,7 +233,7 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 400, progress: Pro
             text.run(arm, seed, lambda arm=arm, seed=seed: run_text(arm, updates // 2, seed), progress)
     for kind, reversible in (("reversible", True), ("ordinary", False)):
         for depth in DEPTHS:
-            measure = lambda depth=depth, kept=reversible: {"megabytes": peak_megabytes(depth, kept)}  # noqa: E731
+            measure = lambda depth=depth, kept=reversible: {"megabytes": activation_megabytes(depth, kept)}  # noqa: E731
             memory.run(f"{kind}, {depth} layers", 0, measure, progress)
     accuracy = {
         arm: {label: mean_and_std([run[label] for run in words.values(arm, "accuracies")]) for label in EVALUATED_WITH}
@@ -246,7 +257,7 @@ def reproduce(directory: Path, seeds: int = 3, updates: int = 400, progress: Pro
             "accuracy_in_percent_by_training_and_evaluation": accuracy,
             "bits_per_character": text.summary("bits_per_character"),
             "change_of_bits_per_character_by_step": changes,
-            "megabytes_of_a_training_step_by_depth": megabytes,
+            "megabytes_of_activations_by_depth": megabytes,
         },
         figure=_figure(accuracy, text, megabytes),
         settings={**settings, "seeds": seeds},
@@ -273,7 +284,7 @@ def _verdict(
         f"{hashed['4 rounds']:.1f} % with 4). More rounds at evaluation {'help' if helps else 'do not always help'}. With "
         f"one round it has {hashed['1 round']:.1f} %, the one trained with full attention {mean[FULL]['1 round']:.1f} %: "
         f"training with hashing {'makes' if stands else 'does not make'} it stand few rounds better. On text {text}. From "
-        f"{DEPTHS[0]} to {DEPTHS[-1]} layers the memory of a training step grows {growth['reversible']:.1f} times with "
+        f"{DEPTHS[0]} to {DEPTHS[-1]} layers what activations take in training grows {growth['reversible']:.1f} times with "
         f"reversible layers and {growth['ordinary']:.1f} times without."
     )
 
@@ -305,7 +316,7 @@ def _figure(
     middle.margins(x=0.25)
     for kind, values in megabytes.items():
         right.plot(list(values), list(values.values()), marker="o", label=f"{kind} layers")
-    right.set(xlabel="layers", ylabel="MB", title="Peak memory of a training step", ylim=(0, None))
+    right.set(xlabel="layers", ylabel="MB", title="Activations of a training step", ylim=(0, None))
     right.legend()
     return figure
 

@@ -1,6 +1,5 @@
 """Reformer: hashed attention against a softmax over the union of buckets, reversible layers against autodiff, both models."""
 
-import subprocess
 import sys
 
 import keras
@@ -9,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import zoo
+from zoo.experiments.reformer import activation_megabytes
 from zoo.layers.reversible import Branch, reconstruct, run_branches
 from zoo.sequence.reformer import (
     AxialPositionEmbedding,
@@ -391,6 +391,26 @@ def test_recomputed_gradients_are_those_of_autodiff(dropout, graph):
         assert float(gradients_of(model, ids, graph, tf.constant([3, 5]))[0]) != float(found[0])
 
 
+def test_what_branches_read_comes_back_without_rounding():
+    read = []
+
+    def watched(branch):
+        def function(inputs, *others):
+            read.append(inputs.numpy())
+            return branch.function(inputs, *others)
+
+        return Branch(function)
+
+    branches = [watched(branch) for branch in branches_of(blocks_of(12))]
+    streams = [tf.constant(normal(2, 32, 8, seed=i)) for i in (0, 1)]
+    with tf.GradientTape() as tape:
+        tape.watch(streams)
+        outputs = run_branches(branches, *streams, recompute=True)
+    tape.gradient(outputs, streams)
+    assert len(read) == 2 * len(branches) == 48
+    np.testing.assert_allclose(read[24:], read[23::-1], rtol=1e-6)
+
+
 def test_decisions_of_the_forward_pass_are_kept_for_the_backward_pass():
     """A branch that would decide otherwise the second time: gradients show which decision was used."""
     decisions = iter([2.0, 5.0, 7.0])
@@ -454,27 +474,11 @@ def test_without_recomputation_what_is_kept_grows():
     assert three > 2 * one
 
 
-PEAK = """
-import sys, numpy as np, tensorflow as tf, keras
-from zoo.sequence.reformer import Reformer
-model = Reformer(8, int(sys.argv[1]), 64, 2, 128, window_length=4096, attention_layers=["lsh"], num_rounds=1,
-                 reversible=sys.argv[2] == "1")
-model.compile(keras.optimizers.SGD(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
-ids = np.zeros((1, 4096), "int32")
-model.fit(ids, ids, epochs=2, verbose=0)
-print([int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_peak_memory_is_flat_in_depth():
-    def peak(num_layers, reversible):
-        command = [sys.executable, "-c", PEAK, str(num_layers), str(int(reversible))]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-    shallow, deep, plain = peak(2, True), peak(12, True), peak(12, False)
-    assert plain - shallow > 3 * (deep - shallow)
+def test_activations_take_the_same_memory_at_every_depth():
+    shallow, deep, plain = (activation_megabytes(*kind) for kind in ((2, True), (12, True), (12, False)))
+    assert deep < 1.2 * shallow and plain > 3 * deep
 
 
 # === Chunks and positions ===

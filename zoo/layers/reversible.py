@@ -8,7 +8,9 @@ Two streams take turns, each branch adding to one of them what it makes of the o
     backward   (p, q) -> (q - f(p), p)
 
 With an attention and a feed-forward branch per block this is y1 = x1 + Attention(x2), y2 = x2 + FeedForward(y1). Between the
-forward and the backward pass only the last pair, one random seed, and what branches choose to remember are kept.
+forward and the backward pass only the last pair, one random seed, and what branches choose to remember are kept. The streams
+are added up in a type twice as precise as the branches', so that what comes back is what had been there: dozens of branches
+would magnify any rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 Gradients = dict[Any, tf.Tensor]  # by reference of a variable
+PRECISE = {tf.float16: tf.float32, tf.bfloat16: tf.float32, tf.float32: tf.float64, tf.float64: tf.float64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,13 @@ def replayed_dropout(inputs: Any, rate: float, seed: Any) -> Any:
 
 
 def run_branches(
-    branches: Sequence[Branch], first: Any, second: Any, context: Any = None, seed: Any = None, recompute: bool = False
+    branches: Sequence[Branch],
+    first: Any,
+    second: Any,
+    context: Any = None,
+    seed: Any = None,
+    precise: bool = False,
+    recompute: bool = False,
 ) -> tuple[Any, Any]:
     """Runs branches in turn.
 
@@ -90,13 +99,14 @@ def run_branches(
         second: float tensor of the same shape and type.
         context: float tensor or None. What branches read beside the streams, such as an encoder's outputs.
         seed: int32 tensor `(2,)` or None. Every branch gets a seed made of it.
-        recompute: bool. Keep nothing of a branch for the backward pass, which computes it again.
+        precise: bool. Add up in a type twice as precise.
+        recompute: bool. Keep nothing of a branch for the backward pass, which computes it again. It is precise.
 
     Returns:
         Both streams.
     """
     if not recompute:
-        return run_and_plan(branches, first, second, context, seed)[0]
+        return run_and_plan(branches, first, second, context, seed, precise)[0]
     return _run_recomputed(branches, first, second, context, seed)
 
 
@@ -111,13 +121,23 @@ def reconstruct(
 
 
 def run_and_plan(
-    branches: Sequence[Branch], first: Any, second: Any, context: Any = None, seed: Any = None
+    branches: Sequence[Branch], first: Any, second: Any, context: Any = None, seed: Any = None, precise: bool = False
 ) -> tuple[tuple[Any, Any], list[Any]]:
     """Runs branches in turn, and returns both streams and the plan of every branch."""
-    plans = []
+    streams, plans = _run_summed(branches, first, second, context, seed, precise)
+    return tuple(tf.cast(stream, first.dtype) for stream in streams), plans
+
+
+def _run_summed(
+    branches: Sequence[Branch], first: Any, second: Any, context: Any, seed: Any, precise: bool
+) -> tuple[tuple[Any, Any], list[Any]]:
+    """Does so, with both streams in the type they are added up in."""
+    dtype, plans = first.dtype, []
+    if precise:
+        first, second = (tf.cast(stream, PRECISE[dtype]) for stream in (first, second))
     for index, branch in enumerate(branches):
-        added, plan = branch(second, context, folded(seed, index))
-        first, second = second, first + added
+        added, plan = branch(tf.cast(second, dtype), context, folded(seed, index))
+        first, second = second, first + tf.cast(added, first.dtype)
         plans.append(plan)
     return (first, second), plans
 
@@ -130,7 +150,7 @@ def _run_recomputed(branches: Sequence[Branch], first: Any, second: Any, context
         return [given[places.index(place)] if place in places else None for place in (0, 1)]
 
     def forward(first: Any, second: Any, *given: Any) -> tuple[Any, ...]:
-        outputs, plans = run_and_plan(branches, first, second, *unpack(given))
+        outputs, plans = _run_summed(branches, first, second, *unpack(given), precise=True)
         planned[:] = [index for index, plan in enumerate(plans) if plan is not None]
         return *outputs, *(plans[index] for index in planned)
 
@@ -145,7 +165,7 @@ def _run_recomputed(branches: Sequence[Branch], first: Any, second: Any, context
             of_given = [of_context if place == 0 else None for place in places]
             return [*streams, *of_given], [totals.get(variable.ref()) for variable in variables]
 
-        return (p, q), backward
+        return (tf.cast(p, first.dtype), tf.cast(q, first.dtype)), backward
 
     return run(first, second, *(value for value in (context, seed) if value is not None))
 
@@ -157,15 +177,13 @@ def _backward(
     of_context, totals = None, {}
     for index in reversed(range(len(branches))):
         added, change, of_context_here, of_variables = _pull_back(
-            branches[index], p, dq, context, folded(seed, index), plans.get(index)
+            branches[index], tf.cast(p, dq.dtype), dq, context, folded(seed, index), plans.get(index)
         )
         of_context = _sum(of_context, of_context_here)
         for reference, gradient in of_variables.items():
             totals[reference] = _sum(totals.get(reference), gradient)
         dp, dq = dq, dp + change
-        # One branch after the other: all could be computed again at once, with everything in memory at once
-        with tf.control_dependencies([dp, dq, *of_variables.values()]):
-            p, q = tf.identity(q) - added, tf.identity(p)
+        p, q = _after([dp, dq, *of_variables.values()], (q - tf.cast(added, q.dtype), p))
     return (dp, dq), of_context, totals
 
 
@@ -176,12 +194,12 @@ def _pull_back(
     outputs, changes, of_context, totals = [], [], None, {}
     pieces = zip(chunked(inputs, branch.num_chunks), chunked(gradient, branch.num_chunks), strict=True)
     for index, (piece, of_piece) in enumerate(pieces):
-        with tf.control_dependencies([of_piece, *changes, *totals.values()]):
-            piece = tf.identity(piece)
+        # All that a branch reads: what follows from a seed or a plan alone would be there for all branches from the start
+        piece, read, drawn, planned = _after([of_piece, *changes, *totals.values()], (piece, context, seed, plan))
         with tf.GradientTape() as tape:
-            sources = [piece] if context is None else [piece, context]
+            sources = [piece] if context is None else [piece, read]
             tape.watch(sources)
-            added, _ = branch.piece(piece, context, seed, plan, index)
+            added, _ = branch.piece(piece, read, drawn, planned, index)
         variables = list(tape.watched_variables())
         change, *others = tape.gradient(added, [*sources, *variables], of_piece)
         if context is not None:
@@ -192,6 +210,12 @@ def _pull_back(
         outputs.append(added)
         changes.append(change)
     return tf.concat(outputs, axis=1), tf.concat(changes, axis=1), of_context, totals
+
+
+def _after(before: Sequence[Any], tensors: Any) -> Any:
+    """Returns the tensors, for use once others are computed: all at once would be in memory at once."""
+    with tf.control_dependencies(before):
+        return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.identity(tensor), tensors)
 
 
 def _sum(first: Any, second: Any) -> Any:

@@ -1006,7 +1006,8 @@ class Reformer(WindowLanguageModel):
 
     def run_stack(self, branches: Sequence[Branch], stream: Any, seed: Any, training: bool) -> tuple[Any, Any]:
         """Runs the branches of all blocks from two copies of the embedded tokens; returns both streams."""
-        return run_branches(branches, stream, stream, seed=seed, recompute=self.reversible and training)
+        recompute = self.reversible and training
+        return run_branches(branches, stream, stream, seed=seed, precise=training, recompute=recompute)
 
     def logits(self, hidden: Any) -> Any:
         """Returns float32 logits of what `hidden` gives."""
@@ -1395,7 +1396,8 @@ class ReformerEncoderDecoder(EncoderDecoder):
 
     def _pass(self, training: bool | None) -> dict[str, Any]:
         seed = tf.cast(self.seed_generator.next(), tf.int32) if training and self.dropout else None
-        return {"seed": seed, "recompute": self.reversible and bool(training)}
+        training = bool(training)
+        return {"seed": seed, "precise": training, "recompute": self.reversible and training}
 
     def _embedded(self, table: keras.layers.Embedding, ids: Any, places: Any, training: bool | None) -> Any:
         embedded = _stream(self.dropout_layer(table(ids), training=training))
