@@ -1,0 +1,1 @@
+"""Encoders of language: pretraining, heads, and the weights that others have published."""
