@@ -25,7 +25,10 @@ INFO = DatasetInfo(
     ),
     licence="BSD-3-Clause (NumPy, SciPy, scikit-learn) and Apache-2.0 (Keras)",
     source="https://numpy.org/doc/",
-    features={"text": "str (), lines joined by newlines", "module": "str (), the source file, such as 'numpy/fft/_pocketfft.py'"},
+    features={
+        "text": "str (), lines joined by newlines",
+        "module": "str (), the source file, such as 'numpy/fft/_pocketfft.py'",
+    },
     splits={"train": 5328, "validation": 306, "test": 330},
     unit="examples",
     embedded=True,

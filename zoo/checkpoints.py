@@ -14,13 +14,13 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from zoo import catalog, hub
+from zoo import catalog, hub, hugging_face
 from zoo.catalog import Method, Preset
 from zoo.config import construct, read_config, write_config
 from zoo.files import atomic_directory, check_writable, restore_directory, sha256
@@ -187,7 +187,7 @@ def load_preset(
     Args:
         source: preset directory: a path, `hf://user/repository[/folder][@revision]` or `https://` address of one. An
             address may end with `#sha256=` and the hash of its `metadata.json`, which vouches for all other files. Or the
-            path of a Hugging Face directory, for a method that converts such weights.
+            path or `hf://` address of a Hugging Face directory, for a method that converts such weights.
         method: `Method`, its name, or None. What the preset must be of; whatever its metadata says by default.
         overrides: mapping or None. Constructor arguments that replace the stored ones.
         offline: bool or None. Whether to use only what the cache holds. By default whether the environment variable
@@ -202,8 +202,8 @@ def load_preset(
         ValueError: if the preset is damaged, malformed, of another method or version, or contradicts the overrides.
     """
     overrides = overrides or {}
-    if isinstance(method, Method) and (convert := _converter(source, method)):
-        return convert(source, overrides)
+    if isinstance(method, Method) and (theirs := _hugging_face_directory(source, method, offline)):
+        return importlib.import_module(_conversion(method)).from_hugging_face(theirs, overrides)
     directory = hub.fetch(source, offline) if hub.is_address(source) else _local(Path(source))
     metadata = Metadata.from_json(_read(directory, METADATA, MAXIMUM_JSON))
     chosen = _expected_method(method, metadata)
@@ -224,15 +224,19 @@ def load_preset(
     return model
 
 
-def _converter(source: str | Path, method: Method) -> Callable[[str | Path, Mapping[str, Any]], keras.Model] | None:
-    """Returns what loads a directory of Hugging Face's, if it is one and the method has such a function.
+def _conversion(method: Method) -> str:
+    """Returns the name of the module beside the method's that would read directories of Hugging Face's."""
+    return f"{method.module}_conversion"
 
-    It is `from_hugging_face` of the module beside the method's whose name ends in `_conversion`.
-    """
-    if hub.is_address(source) or (Path(source) / METADATA).exists() or not (Path(source) / CONFIG).is_file():
+
+def _hugging_face_directory(source: str | Path, method: Method, offline: bool | None) -> Path | None:
+    """Returns the local directory of Hugging Face's that a source is, if it is one and the method reads such."""
+    if not importlib.util.find_spec(_conversion(method)):
         return None
-    name = f"{method.module}_conversion"
-    return importlib.import_module(name).from_hugging_face if importlib.util.find_spec(name) else None
+    if hub.is_address(source):
+        return hub.fetch_hugging_face(source, hugging_face.FILES, offline)
+    directory = Path(source)
+    return directory if not (directory / METADATA).exists() and (directory / CONFIG).is_file() else None
 
 
 def _local(directory: Path) -> Path:

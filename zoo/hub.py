@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -73,6 +74,51 @@ def fetch(source: str, offline: bool | None = None) -> Path:
         raise FileNotFoundError(f"Offline, and the cache {str(directory)!r} has no whole copy. Received: {source!r}")
     download = _hf_download(address) if address.startswith("hf://") else _https_download(address)
     _update(directory, download, digest)
+    return directory
+
+
+def fetch_hugging_face(source: str, limits: Mapping[str, int], offline: bool | None = None) -> Path | None:
+    """Returns the local copy of a model in Hugging Face's own layout, or None where an address is not one of such.
+
+    A copy is of one commit. The hub is asked which one the address means, unless offline; then it is the newest in the
+    cache.
+
+    Args:
+        source: str. Address; `hf://user/repository[/folder][@revision]` may be of such a model.
+        limits: mapping from the names of the files that are wanted to their largest sizes in bytes. Those that do not exist
+            are left out.
+        offline: bool or None. See `is_offline`.
+
+    Raises:
+        ConnectionError: if a download fails.
+        ImportError: without the package `huggingface_hub`.
+        ValueError: for a malformed address and for files that are too large.
+    """
+    address, digest = _split(source)
+    if not address.startswith("hf://") or digest is not None:
+        return None
+    name = f"{_cache_name(address)}-"
+    if is_offline(offline):
+        copies = [path for path in cache_directory().glob(f"{name}*") if path.is_dir()]
+        return max(copies, key=lambda path: path.stat().st_mtime, default=None)
+    huggingface_hub, http_error = _hub_package(address)
+    repository, folder, revision = _HF_ADDRESS.fullmatch(address).groups()
+    prefix = f"{folder}/".lstrip("/")
+    try:
+        if huggingface_hub.file_exists(repository, f"{prefix}{METADATA}", revision=revision):
+            return None
+        url = huggingface_hub.hf_hub_url(repository, f"{prefix}{CONFIG}", revision=revision)
+        commit = huggingface_hub.get_hf_file_metadata(url).commit_hash
+        wanted = [file for file in limits if huggingface_hub.file_exists(repository, prefix + file, revision=commit)]
+    except (OSError, http_error) as error:
+        raise ConnectionError(f"Download of {CONFIG!r} failed: {error}. Received: {address!r}") from error
+    directory = cache_directory() / f"{name}{commit[:16]}"
+    restore_directory(directory)
+    if not directory.is_dir():
+        download = _hf_download(f"{address.partition('@')[0]}@{commit}")
+        with atomic_directory(directory) as temporary:
+            for file in wanted:
+                download(file, temporary, None, limits[file])
     return directory
 
 
@@ -150,7 +196,8 @@ def _https_download(address: str) -> Download:
     return download
 
 
-def _hf_download(address: str) -> Download:
+def _hub_package(address: str) -> tuple[Any, type[Exception]]:
+    """Returns the package `huggingface_hub`, and what it raises for an answer that is none."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import HTTPError
@@ -158,7 +205,11 @@ def _hf_download(address: str) -> Download:
         raise ImportError(
             f"hf:// addresses need huggingface_hub: pip install 'method-zoo[hub]'. Received: {address!r}"
         ) from error
+    return huggingface_hub, HTTPError
 
+
+def _hf_download(address: str) -> Download:
+    huggingface_hub, http_error = _hub_package(address)
     repository, folder, revision = _HF_ADDRESS.fullmatch(address).groups()
 
     def download(name: str, directory: Path, digest: str | None, limit: int) -> None:
@@ -174,7 +225,7 @@ def _hf_download(address: str) -> Download:
                 if digest not in (None, sha256(found)):
                     raise ValueError(f"{file!r} must have SHA-256 {digest}. Received: {sha256(found)} at {address!r}")
                 Path(found).replace(directory / name)
-        except (OSError, HTTPError) as error:
+        except (OSError, http_error) as error:
             raise ConnectionError(f"Download of {file!r} failed: {error}. Received: {address!r}") from error
 
     return download

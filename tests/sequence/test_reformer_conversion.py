@@ -111,7 +111,7 @@ def test_parts_of_weights_are_refused(directory):
         (lambda t: t.update({"lm_head.bias": np.zeros(5, "float32")}), "'lm_head.bias' must have shape"),
         (lambda t: t.update({"lm_head.bias": np.full(17, np.nan, "float32")}), "'lm_head.bias' must hold finite numbers"),
         (lambda t: t.update({"lm_head.bias": np.zeros(17, "int32")}), "'lm_head.bias' must hold finite numbers"),
-        (lambda t: t.update({"lm_head.decoder.bias": np.ones(17, "float32")}), "must be equal"),
+        (lambda t: t.update({"lm_head.decoder.bias": np.ones(17, "float32")}), "'lm_head.decoder.bias' must be 'lm_head.bias'"),
         (lambda t: t.update({"x.mask_value_float32": np.array(-5.0, "float32")}), "must be -1000000000.0"),
     ],
 )  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_refused(directory):
 
 
 def test_a_file_that_is_too_large_is_refused(directory, monkeypatch):
-    monkeypatch.setattr("zoo.sequence.reformer_conversion.MAXIMUM_ASSET", 0)
+    monkeypatch.setattr("zoo.hugging_face.MAXIMUM_ASSET", 0)
     with_tensors(directory, lambda t: t.update(padding=np.zeros(100_000, "float32")))
     refused(directory, "'model.safetensors' may have at most")
 

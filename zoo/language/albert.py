@@ -6,9 +6,9 @@ Lan, Chen, Goodman, Gimpel, Sharma, Soricut, ICLR 2020, https://arxiv.org/abs/19
     h_0 = e W + b                                            once, with no activation and no normalisation
     h_l = layer(h_{l-1})                                     one layer of BERT, L times the same
 
-The file of weights is 9 to 18 times smaller than BERT's; the computation is not. In place of BERT's second task, segments from
-other texts, which words alone give away, two consecutive segments are swapped or not (SOP). Masks cover up to three words
-in a row. The output matrix of masked tokens is the token embedding, at width E.
+The file of weights is 9 to 18 times smaller than BERT's; the computation is not. In place of BERT's second task, segments
+from other texts, which words alone give away, two consecutive segments are swapped or not (SOP). Masks cover up to three
+words in a row. The output matrix of masked tokens is the token embedding, at width E.
 
 Beyond the paper's sharing of all weights, of attention's or of the feed-forward networks': `num_groups` shares within groups
 of consecutive layers, and each step may apply `num_inner_layers` layers in a row, as in the authors' code.

@@ -145,7 +145,7 @@ class TextBackbone(keras.layers.Layer):
         """Lets a layer that is about to be built use parts of earlier ones."""
 
     def hidden_states(self, inputs: Any, training: bool | None = None) -> list[Any]:
-        """Returns what goes into the first layer and what comes out of each step, `(batch, length, hidden_dim)`.
+        """Returns what goes into the first layer and what comes out of each one applied, `(batch, length, hidden_dim)`.
 
         Args:
             inputs: see `call`.
@@ -160,8 +160,7 @@ class TextBackbone(keras.layers.Layer):
         states = [hidden]
         for index in self.order:
             states.append(self.encoder_layers[index](states[-1], attention_mask, training=training))
-        steps = len(self.order) // self.num_layers
-        return states[::steps]
+        return states
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         """Encodes.

@@ -135,9 +135,7 @@ def _with_stranger(
     return Pair(first, np.concatenate(documents[other][start:end]), 1, (index, other), (span, (start, end)))
 
 
-def trim(
-    first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def trim(first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Takes tokens from the longer of two segments, one at a time from its front or back, until both fit.
 
     Of two equally long ones the second gives first.

@@ -10,17 +10,26 @@ draws rotations by PyTorch's generator and we by NumPy's: logits are equal where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from zoo.metadata import CONFIG, MAXIMUM_ASSET, MAXIMUM_JSON, parse_json
+from zoo.hugging_face import (
+    Places,
+    assign,
+    check_model,
+    layer_places,
+    read_config,
+    read_tensors,
+    take_copy,
+    translate,
+    with_defaults,
+)
 from zoo.sequence.reformer import LSHAttention, Reformer
 
-WEIGHTS = "model.safetensors"
 # Their constructor's defaults, for what a configuration leaves out
 DEFAULTS: dict[str, Any] = {
     "attention_head_size": 64,
@@ -89,9 +98,11 @@ def from_hugging_face(directory: str | Path, overrides: Mapping[str, Any] | None
             weights that do not fit one by one.
     """
     directory = Path(directory)
-    config = parse_json(_read(directory, CONFIG), CONFIG)
-    model = Reformer(**{**constructor_arguments(config), **(overrides or {})}).build_from_signature()
-    _assign(places(model), _tensors(_file(directory, WEIGHTS, 8 * model.count_params() + MAXIMUM_ASSET)))
+    arguments = constructor_arguments(read_config(directory))
+    model = Reformer(**{**arguments, **(overrides or {})}).build_from_signature()
+    tensors = read_tensors(directory, model.count_params())
+    _drop_copies(tensors)
+    assign(places(model), tensors)
     return model
 
 
@@ -104,20 +115,8 @@ def constructor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: for a model that ours is not.
     """
-    kinds = config.get("architectures") or ["ReformerModelWithLMHead"]
-    if config.get("model_type") != "reformer" or "ReformerModelWithLMHead" not in kinds:
-        found = {name: config.get(name) for name in ("model_type", "architectures")}
-        raise ValueError(f"`{CONFIG}` must be of a 'ReformerModelWithLMHead'. Received: {found}")
-    given = {**DEFAULTS, **{name: value for name, value in config.items() if name in DEFAULTS}}
-    for name, value in given.items():
-        _check_kind(name, value)
-    for name, value in REQUIRED.items():
-        if given[name] != value:
-            raise ValueError(f"`{name}` in {CONFIG!r} must be {value}. Received: {given[name]!r}")
-    if given["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(
-            f"`hidden_act` in {CONFIG!r} must be one of {list(ACTIVATIONS)}. Received: {given['hidden_act']!r}"
-        )
+    check_model(config, "reformer", ["ReformerModelWithLMHead"], "a 'ReformerModelWithLMHead'")
+    given = with_defaults(config, DEFAULTS, REQUIRED)
     axial = given["axial_pos_embds"]
     length = math.prod(given["axial_pos_shape"]) if axial else given["max_position_embeddings"]
     return {
@@ -139,7 +138,7 @@ def constructor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "hash_seed": given["hash_seed"] or 0,
         "axial_shape": given["axial_pos_shape"] if axial else None,
         "axial_dims": given["axial_pos_embds_dim"] if axial else None,
-        "activation": ACTIVATIONS[given["hidden_act"]],
+        "activation": translate("hidden_act", given["hidden_act"], ACTIVATIONS),
         "dropout": given["hidden_dropout_prob"],
         "lsh_attention_dropout": given["lsh_attention_probs_dropout_prob"],
         "local_attention_dropout": given["local_attention_probs_dropout_prob"],
@@ -147,16 +146,6 @@ def constructor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "loss_chunks": _number_of_chunks(length, given["chunk_size_lm_head"]),
         "epsilon": given["layer_norm_eps"],
     }
-
-
-def _check_kind(name: str, value: Any) -> None:
-    default = DEFAULTS[name]
-    kinds = (
-        (int, list, type(None)) if default is None else (int, float) if isinstance(default, float) else (type(default),)
-    )
-    items = value if isinstance(value, list) and name != "attn_layers" else ()
-    if type(value) not in kinds or any(type(item) is not int for item in items):
-        raise ValueError(f"`{name}` in {CONFIG!r} must be of the kind of {default!r}. Received: {value!r}")
 
 
 def automatic_buckets(length: int, given: Mapping[str, Any]) -> int | list[int] | None:
@@ -176,31 +165,32 @@ def _number_of_chunks(length: int, size: int) -> int:
 # === Weights ===
 
 
-def places(model: Reformer) -> dict[str, tuple[keras.Variable, Sequence[int] | None]]:
-    """Returns, by their name of each weight, our variable, and their shape where it is not ours or its transpose's."""
-    found: dict[str, tuple[keras.Variable, Sequence[int] | None]] = {
-        "reformer.embeddings.word_embeddings.weight": (model.embedding.embeddings, None)
-    }
+def places(model: Reformer) -> Places:
+    """Returns the places of all weights."""
+    positions = "reformer.embeddings.position_embeddings"
     tables = model.positions.tables
     if model.axial_shape is None:
-        found["reformer.embeddings.position_embeddings.embedding.weight"] = (tables[0], None)
+        found = {f"{positions}.embedding.weight": (tables[0], None)}
     else:
+        found = {}
         for axis, table in enumerate(tables):
             shape = [1] * len(tables) + [table.shape[1]]
             shape[axis] = table.shape[0]
-            found[f"reformer.embeddings.position_embeddings.weights.{axis}"] = (table, shape)
+            found[f"{positions}.weights.{axis}"] = (table, shape)
+    # The bias of their logits is not beside the kernel
+    logits = {
+        "lm_head.decoder.weight": (model.logits_layer.kernel, None),
+        "lm_head.bias": (model.logits_layer.bias, None),
+    }
+    return {**found, **layer_places(_layers(model)), **logits}
+
+
+def _layers(model: Reformer) -> Iterator[tuple[str, keras.layers.Layer]]:
+    yield "reformer.embeddings.word_embeddings", model.embedding
     for index, block in enumerate(model.blocks):
-        prefix = f"reformer.encoder.layers.{index}."
         for name, part in _parts(block):
-            for theirs, ours in (("weight", "gamma"), ("bias", "beta"), ("weight", "kernel"), ("bias", "bias")):
-                variable = getattr(part, ours, None)
-                if variable is not None:
-                    found[f"{prefix}{name}.{theirs}"] = (variable, None)
-    found["reformer.encoder.layer_norm.weight"] = (model.norm.gamma, None)
-    found["reformer.encoder.layer_norm.bias"] = (model.norm.beta, None)
-    found["lm_head.decoder.weight"] = (model.logits_layer.kernel, None)
-    found["lm_head.bias"] = (model.logits_layer.bias, None)
-    return found
+            yield f"reformer.encoder.layers.{index}.{name}", part
+    yield "reformer.encoder.layer_norm", model.norm
 
 
 def _parts(block: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -215,80 +205,12 @@ def _parts(block: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]
     yield "feed_forward.output.dense", forward.outer
 
 
-def _assign(
-    expected: Mapping[str, tuple[keras.Variable, Sequence[int] | None]], tensors: dict[str, np.ndarray]
-) -> None:
-    _drop_copies(tensors)
-    missing, unknown = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
-    if missing or unknown:
-        raise ValueError(
-            f"The weights must be those of the model that {CONFIG!r} describes. Received: {len(missing)} missing "
-            f"{missing[:5]}, {len(unknown)} unknown {unknown[:5]}"
-        )
-    values = {}
-    for name, (variable, shape) in expected.items():
-        # A dense layer of theirs holds the transpose of ours
-        turned = variable.name == "kernel"
-        wanted = tuple(shape or (variable.shape[::-1] if turned else variable.shape))
-        value = tensors[name]
-        if value.shape != wanted:
-            raise ValueError(f"Weight {name!r} must have shape {wanted}. Received: shape={value.shape}")
-        if not (np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all()):
-            raise ValueError(
-                f"Weight {name!r} must hold finite numbers. Received: dtype={value.dtype}, or NaN or infinity"
-            )
-        values[name] = (value.T if turned else value).reshape(variable.shape)
-    # Only now, so that no half of a model is loaded
-    for name, (variable, _) in expected.items():
-        variable.assign(values[name])
-
-
 def _drop_copies(tensors: dict[str, np.ndarray]) -> None:
-    """Drops what is stored twice or is no weight, after checking that it is what it should be."""
+    """Drops what is stored twice or is no weight."""
     first, second = "lm_head.bias", "lm_head.decoder.bias"
-    if second in tensors:
-        copy = tensors.pop(second)
-        if not np.array_equal(tensors.setdefault(first, copy), copy):
-            raise ValueError(f"{first!r} and {second!r} must be equal. Received: different values")
+    take_copy(tensors, second, tensors.setdefault(first, tensors[second]) if second in tensors else None, repr(first))
     for name in list(tensors):
         constant = MASK_VALUES.get(name.rpartition(".")[2])
         if constant is not None:
-            value = tensors.pop(name)
-            if value.size != 1 or float(value.reshape(())) != np.float32(constant):
-                raise ValueError(f"{name!r} must be {constant}. Received: {value}")
-
-
-# === Files ===
-
-
-def _file(directory: Path, name: str, limit: int) -> Path:
-    path = directory / name
-    if not path.is_file():
-        found = sorted(entry.name for entry in directory.iterdir())[:20]
-        raise ValueError(
-            f"A Hugging Face directory must hold {name!r}; pickled weights and parts of weights are not read. "
-            f"Received: {found} in {str(directory)!r}"
-        )
-    if path.stat().st_size > limit:
-        raise ValueError(f"{name!r} may have at most {limit} bytes. Received: {path.stat().st_size}")
-    return path
-
-
-def _read(directory: Path, name: str) -> bytes:
-    return _file(directory, name, MAXIMUM_JSON).read_bytes()
-
-
-def _tensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import safetensors
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError(
-            f"Weights of Hugging Face need safetensors: pip install 'method-zoo[hub]'. Received: {str(path)!r}"
-        ) from error
-    try:
-        return load_file(path)
-    except (safetensors.SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path.name!r} is no valid weights file for NumPy: {error}. Received: {str(path)!r}"
-        ) from error
+            expected = np.full(tensors[name].shape if tensors[name].size == 1 else (), constant, "float32")
+            take_copy(tensors, name, expected, str(constant))
