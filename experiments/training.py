@@ -1,4 +1,4 @@
-"""What trainings of recipes and experiments share: an optimiser, and data that may not be at hand."""
+"""What trainings of recipes and experiments share: an optimiser, data that may not be at hand, compiled signatures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from zoo.datasets import load_arrays
 from zoo.experiments.report import Progress
+from zoo.model import Arrays, Runner, ZooModel
 
 
 def cosine_adam(learning_rate: float, **compile_arguments: Any) -> Callable[[keras.Model, int], None]:
@@ -40,3 +42,16 @@ def available_dataset(name: str, progress: Progress) -> str:
         progress(f"{name}_sample instead of {name}: {error}")
         return f"{name}_sample"
     return name
+
+
+def signature_runner(model: ZooModel) -> Runner:
+    """Returns what runs the signatures of a model in Keras, compiled."""
+    functions = {
+        name: tf.function(signature.function, reduce_retracing=True) for name, signature in model.signatures().items()
+    }
+
+    def run(signature: str, inputs: Arrays) -> Arrays:
+        outputs = functions[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run
