@@ -18,8 +18,9 @@ from zoo.training.schedules import WarmupLinearDecay
 BATCH = 32
 # Share of a training in which the learning rate rises
 WARMUP = 0.1
-# Neither decays; paths of variables end so
-NOT_DECAYED = r"/(bias|gamma|beta)$"
+# Names of variables that do not decay: biases, and scales and shifts of normalisations. Keras asks with those of TensorFlow,
+# which have ":0" at their end
+NOT_DECAYED = r"^(bias|gamma|beta)\b"
 
 
 def prepare(model: TextEncoder, dataset: str) -> None:

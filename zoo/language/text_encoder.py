@@ -74,6 +74,9 @@ class TextEncoder(TextModel):
         self.backbone = backbone
         self.vocabulary_size = backbone.vocabulary_size
         self.head_layer = self._make_head() if self.head else None
+        if self.head_layer is not None and not self.head_layer.needs_pooler and backbone.pooler is not None:
+            # It would get no gradient, and decay
+            backbone.pooler.trainable = False
 
     def _make_head(self) -> Head:
         sentence_classes = 0 if self.sentence_loss == "none" else 2
