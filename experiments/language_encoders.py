@@ -12,15 +12,13 @@ from zoo.experiments.training import signature_runner
 from zoo.language.pretraining_data import Masking, load_documents, training_batches
 from zoo.language.text_encoder import EVALUATION_BATCH, TextEncoder
 from zoo.model import Arrays
+from zoo.training.optimizers import decay_kernels_only
 from zoo.training.recipe import TrainingData
 from zoo.training.schedules import WarmupLinearDecay
 
 BATCH = 32
 # Share of a training in which the learning rate rises
 WARMUP = 0.1
-# Names of variables that do not decay: biases, and scales and shifts of normalisations. Keras asks with those of TensorFlow,
-# which have ":0" at their end
-NOT_DECAYED = r"^(bias|gamma|beta)\b"
 
 
 def prepare(model: TextEncoder, dataset: str) -> None:
@@ -65,8 +63,7 @@ def adamw(peak: float) -> Callable[[keras.Model, int], None]:
     def compile_model(model: keras.Model, num_updates: int) -> None:
         schedule = WarmupLinearDecay(peak, int(WARMUP * num_updates), num_updates)
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, epsilon=1e-6, global_clipnorm=1.0)
-        optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
-        model.compile(optimizer=optimizer, jit_compile=False)
+        model.compile(optimizer=decay_kernels_only(optimizer), jit_compile=False)
 
     return compile_model
 
@@ -84,8 +81,7 @@ def lamb(peak: float) -> Callable[[keras.Model, int], None]:
     def compile_model(model: keras.Model, num_updates: int) -> None:
         schedule = WarmupLinearDecay(peak, int(WARMUP * num_updates), num_updates)
         optimizer = keras.optimizers.Lamb(schedule, weight_decay=0.01, epsilon=1e-6, global_clipnorm=1.0)
-        optimizer.exclude_from_weight_decay(var_names=[NOT_DECAYED])
-        model.compile(optimizer=optimizer, jit_compile=False)
+        model.compile(optimizer=decay_kernels_only(optimizer), jit_compile=False)
 
     return compile_model
 

@@ -21,6 +21,7 @@ from zoo.layers.text_embedding import TextEmbedding
 from zoo.layers.transformer_encoder import TransformerEncoderLayer
 from zoo.ops.activations import gelu_tanh
 from zoo.sequence.tokenizer import load_tokenizer
+from zoo.training.optimizers import decay_kernels_only
 from zoo.training.schedules import WarmupLinearDecay
 
 SIZES = dict(
@@ -563,8 +564,7 @@ def test_lamb_of_keras_moves_by_the_length_of_the_weights():
 
 def test_lamb_of_keras_decays_apart_from_the_ratio_and_scales_biases_too():
     """In the authors' LAMB decay is a part of u, and biases and normalisations have ratio 1."""
-    optimizer = keras.optimizers.Lamb(0.1, epsilon=1e-6, weight_decay=0.01)
-    optimizer.exclude_from_weight_decay(var_names=[r"^bias\b"])
+    optimizer = decay_kernels_only(keras.optimizers.Lamb(0.1, epsilon=1e-6, weight_decay=0.01))
     weights = {"kernel": [1.2, -1.6], "bias": [0.3, 0.4]}
     kernel, bias = one_step(optimizer, weights, [[3e-3, 4e-3], [3e-3, 4e-3]])
     decayed = np.array([1.2, -1.6]) * (1 - 0.1 * 0.01)

@@ -1,4 +1,5 @@
-"""Optimisers of language models: Adam and Adagrad that clip the gradients of some weights apart from those of others."""
+"""Optimisers of language models: Adam and Adagrad that clip the gradients of some weights apart from those of others, and
+what weight decay leaves out."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +10,19 @@ import tensorflow as tf
 from keras import ops
 
 from zoo.arguments import require
+
+# Keras asks with the names of TensorFlow's variables: whole paths that end in ":0"
+_NOT_DECAYED = r"(^|/)(bias|gamma|beta)(:0)?$"
+
+
+def decay_kernels_only(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Leaves biases, and scales and shifts of normalisations, out of an optimiser's weight decay; returns the optimiser.
+
+    Args:
+        optimizer: Keras optimiser with `weight_decay`, not built yet.
+    """
+    optimizer.exclude_from_weight_decay(var_names=[_NOT_DECAYED])
+    return optimizer
 
 
 @keras.saving.register_keras_serializable(package="zoo")
