@@ -72,6 +72,13 @@ def test_strangers_are_of_other_documents_and_what_they_displace_is_used_again()
         assert len(texts[index]) - spans[-1][1] <= 1
 
 
+def test_with_two_documents_a_stranger_is_of_the_other():
+    texts, rng = documents(2), np.random.default_rng(1)
+    pairs = [pair for _ in range(200) for pair in data.segment_pairs(texts, 32, "nsp", rng)]
+    assert {pair.documents for pair in pairs if pair.label} == {(0, 1), (1, 0)}
+    assert {pair.documents for pair in pairs if not pair.label} == {(0, 0), (1, 1)}
+
+
 def test_without_a_sentence_loss_segments_follow_each_other():
     pairs = list(data.segment_pairs(documents(), 32, "none", np.random.default_rng(1)))
     assert not any(pair.label for pair in pairs)
