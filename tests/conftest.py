@@ -25,6 +25,19 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(f"Names of tests must not hold addresses; give `ids` that do not: {addresses}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keeps the tests of a file in one process, and those of a method in the conformance suite: they share what is slow."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrMethod(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            return test.partition("[")[2].partition("-")[0] if file.endswith("/test_conformance.py") else file
+
+    return ByFileOrMethod(config, log)
+
+
 @pytest.fixture(scope="session")
 def larq_environment():
     """Makes the environment of Larq Compute Engine, or skips: there may be no network or no fitting Python."""

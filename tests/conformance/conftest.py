@@ -6,6 +6,14 @@ import pytest
 
 import zoo
 
+LONG = {
+    "glow-export",
+    "nice-jit_compile",
+    "real_nvp-export",
+    "real_nvp-jit_compile",
+    "real_to_binary-fit",
+}
+
 
 @pytest.fixture(scope="session", params=zoo.list_models())
 def subject(request, tmp_path_factory):
@@ -17,11 +25,11 @@ def subject(request, tmp_path_factory):
     shutil.rmtree(work)
 
 
-def pytest_collection_modifyitems(config, items):
-    """Keeps a method's checks in one process under `pytest -n 2 --dist loadgroup`."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+def pytest_collection_modifyitems(items):
+    """Marks what takes a minute or more."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if "subject" in parameters:
-            item.add_marker(pytest.mark.xdist_group(parameters["subject"]))
+            check = parameters["check"].__name__.removeprefix("check_")
+            if f"{parameters['subject']}-{check}" in LONG:
+                item.add_marker(pytest.mark.slow)
