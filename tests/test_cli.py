@@ -103,6 +103,8 @@ def test_help_and_facts_are_quick(words):
         (["export", "nice", "--preset", "digit", "--output", "x"], 2),
         (["train", "nice", "--dataset", "nothing"], 2),
         (["export", "nice", "--output", "x", "--format", "tflite"], 2),
+        (["finetune", "real_to_binary", "--dataset", "nothing"], 2),
+        (["finetune", "real_to_binary", "--dataset", "nothing.csv"], 2),
         ([], 2),
     ],
 )
@@ -246,6 +248,7 @@ def test_a_damaged_preset(capsys, tmp_path, language_model):
         ["export", "{model}", "--output", "{file}/out"],
         ["generate", "{model}", "--prompt", TEXT, "--output", "{file}/out.txt"],
         ["train", "nice", "--output", "{file}/out"],
+        ["finetune", "{model}", "--dataset", "docstring_packages", "--output", "{file}/out"],
         ["demo", "--output", "{file}/out"],
         ["reproduce", "transformer_xl", "--output", "{file}/out"],
     ],
@@ -601,6 +604,115 @@ def test_compress_learns_bits_within_a_budget(capsys, tmp_path):
     assert packed.verified
     assert packed.size < 0.5 * report.artifact("onnx").size
     assert image.imread(tmp_path / "small" / "size.png").shape[2] == 4
+
+
+# === finetune ===
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small preset of bert with the head of pretraining."""
+    from zoo.datasets import docstrings
+
+    sizes = dict(num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=16, sequence_length=8)
+    model = zoo.get("bert", weights=None, vocabulary_size=4000, max_sequence_length=16, head="masked_lm", **sizes)
+    model.set_assets({"tokenizer.json": docstrings.tokenizer_json()})
+    return model.save_to_preset(tmp_path_factory.mktemp("presets") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A CSV file of texts, `good` where the word "mean" is in them."""
+    words = [("mean", "axis", "good"), ("array", "axis", "bad")] * 24
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    path.write_text("body,kind\n" + "".join(f"the {a} of an {b},{kind}\n" for a, b, kind in words))
+    return path
+
+
+COLUMNS = ["--text-column", "body", "--label-column", "kind"]
+
+
+def test_finetune_writes_a_preset_that_evaluates_and_exports(capsys, encoder, reviews, tmp_path):
+    output = tmp_path / "run"
+    words = ["finetune", "bert", "--weights", encoder, "--dataset", reviews, "--test", reviews, *COLUMNS]
+    words += ["--epochs", 4, "--batch-size", 8, "--learning-rate", 0.02, "--layer-decay", 0.9, "--freeze", "embeddings"]
+    code, out, err = run(capsys, *words, "--output", output, "--json")
+
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["labels"] == ["bad", "good"] and found["metrics"]["test_accuracy"] == 1.0
+    assert [line.split("  ")[0] for line in err.splitlines() if line.startswith("epoch")][-1] == "epoch 4/4"
+    model = zoo.get("bert", weights=output / "preset")
+    command = model.metadata.training["command"]
+    assert command.startswith("zoo finetune bert --weights ") and "--freeze embeddings" in command
+    assert cli.build_parser().parse_args(command.split()[1:]).layer_decay == 0.9
+    assert {path.name for path in (output / "preset").iterdir()} >= {"tokenizer.json", "labels.json"}
+    assert "resume it" in refused(capsys, *words, "--output", output)
+
+    preset = output / "preset"
+    assert "`--dataset` must name a file" in refused(capsys, "evaluate", preset)
+    code, out, _ = run(capsys, "evaluate", preset, "--dataset", reviews, "--json")
+    assert code == 0 and json.loads(out)["metrics"]["accuracy"] == {"value": 1.0, "recorded": 1.0}
+    assert "fine-tuned preset" in refused(capsys, "compress", preset, "--prune", 0.5, "--output", tmp_path / "small")
+
+    words = ["export", preset, "--format", "litert", "--quantization", "int8", "--skip-refused"]
+    words += ["--calibration", reviews, "--output", tmp_path / "bundle"]
+    code, out, err = run(capsys, *words, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert len(report["artifacts"]) + len(report["refused"]) == 1
+    assert {path.name for path in (tmp_path / "bundle" / "assets").iterdir()} == {"tokenizer.json", "labels.json"}
+
+
+def test_finetune_gives_a_tuned_model_of_other_classes_a_new_head(capsys, encoder, reviews, tmp_path):
+    words = ["--text-column", "body", "--label-column", "kind", "--epochs", 1]
+    assert run(capsys, "finetune", encoder, "--dataset", reviews, *words, "--output", tmp_path / "one")[0] == 0
+    other = tmp_path / "other.csv"
+    other.write_text(reviews.read_text().replace("good", "fine").replace("bad", "poor"))
+    words = ["finetune", tmp_path / "one" / "preset", "--dataset", other, *words, "--output", tmp_path / "two"]
+    code, out, err = run(capsys, *words)
+
+    assert code == 0, err
+    assert "validation_macro_f1: " in out and str(tmp_path / "two" / "preset") in out
+    model = zoo.get("bert", weights=tmp_path / "two" / "preset")
+    first = zoo.get("bert", weights=tmp_path / "one" / "preset").metadata
+    assert model.labels == ["fine", "poor"]
+    assert model.metadata.training["pretrained"]["weights_sha256"] == first.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--dataset", "{reviews}"], "A column 'text' must be there. Received: ['body', 'kind'] in line 2"),
+        (["--dataset", "absent.csv"], "no such file"),
+        (["--dataset", "docstring_package"], "Did you mean 'docstring_packages'"),
+        (["--dataset", "docstrings"], "labels for the head"),
+        (["--dataset", "docstring_packages", "--examples", "9999"], "`examples` must be from 1 to 5328"),
+        (["--dataset", "{reviews}", *COLUMNS, "--freeze", "encoder"], "`freeze` must be of ['embeddings', 'layer_0'"),
+        (["--dataset", "{reviews}", *COLUMNS, "--mixout", "1"], "`mixout` must be in [0, 1)"),
+        (["--dataset", "{reviews}", *COLUMNS, "--layer-decay", "2"], "--layer-decay"),
+        (["--dataset", "{reviews}", *COLUMNS, "--sequence-length", "17"], "`sequence_length` must be from 1 to 16"),
+        (["--dataset", "{reviews}", *COLUMNS, "--preset", "tiny"], "--preset"),
+        (["--dataset", "{reviews}", *COLUMNS, "--weights", "{encoder}"], "Unknown method"),
+        ([], "--dataset"),
+    ],
+    ids=str,
+)
+def test_finetuning_that_makes_no_sense(words, part, capsys, encoder, reviews, tmp_path):
+    words = [word.format(reviews=reviews, encoder=encoder) for word in words]
+    assert part in refused(capsys, "finetune", encoder, *words, "--output", tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_without_a_backbone_are_not_fine_tuned(capsys, flow, reviews, tmp_path):
+    words = ["--dataset", reviews, *COLUMNS, "--output", tmp_path / "run"]
+    assert "A NICE has no backbone" in refused(capsys, "finetune", flow, *words)
+    words = ["--preset", "digits", "--weights", flow, *words]
+    assert "`--weights` takes the place of a preset" in refused(capsys, "finetune", "nice", *words)
+
+
+def test_a_data_set_belongs_to_models_tuned_on_files(capsys, language_model, reviews):
+    assert "fine-tuned on files" in refused(capsys, "evaluate", language_model, "--dataset", reviews)
 
 
 # === train, reproduce ===

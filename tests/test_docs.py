@@ -213,7 +213,7 @@ def test_export_guide(bundle, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/training.md", "docs/checkpoints.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/training.md", "docs/checkpoints.md", "docs/finetuning.md"])
 def test_python_of_the_guides_runs(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     preset = "runs/austen/preset"

@@ -308,7 +308,8 @@ def get(name: str, preset: str | None = None, weights: str | Path | None = "defa
         preset: str or None. Preset name, the method's default by default.
         weights: `"default"` (the shipped ones), `None` (random initialisation), a preset directory, or an
             `hf://user/repository` or `https://` address of one.
-        **overrides: constructor arguments that replace the preset's.
+        **overrides: constructor arguments that replace the preset's. With `head` among them, such as
+            `head="classification", num_classes=4`, the backbone is loaded and a head that it does not have starts at random.
 
     Returns:
         A built `keras.Model`.

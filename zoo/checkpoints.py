@@ -22,7 +22,7 @@ import keras
 
 from zoo import catalog, hub, hugging_face
 from zoo.catalog import Method, Preset
-from zoo.config import construct, read_config, write_config
+from zoo.config import construct, constructor_arguments, read_config, write_config
 from zoo.files import atomic_directory, check_writable, restore_directory, sha256
 from zoo.metadata import (
     CONFIG,
@@ -55,7 +55,32 @@ def build(method: Method, preset: Preset, overrides: Mapping[str, Any]) -> keras
     Raises:
         ValueError: for overrides that the constructor does not take.
     """
-    return construct(method, preset.class_name, preset.config, overrides)
+    model_class = method.load_class(preset.class_name)
+    kept, head = _split_head(model_class, overrides)
+    if "head" not in constructor_arguments(model_class):
+        # The only one that the class has
+        head.pop("head", None)
+    return construct(method, preset.class_name, preset.config, {**kept, **head})
+
+
+def _split_head(model_class: type, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns overrides apart from those that ask for a head, and these.
+
+    Raises:
+        ValueError: for a head of a model without a backbone, or one that a class with a single head does not have.
+    """
+    names = getattr(model_class, "head_arguments", ())
+    if "head" not in overrides or (not names and "head" in constructor_arguments(model_class)):
+        return dict(overrides), {}
+    if not names:
+        raise ValueError(
+            f"A {model_class.__name__} has no backbone to put a head on. Received: head={overrides['head']!r}"
+        )
+    single = getattr(model_class, "head", None)
+    if isinstance(single, str) and overrides["head"] != single:
+        raise ValueError(f"`head` of a {model_class.__name__} must be {single!r}. Received: head={overrides['head']!r}")
+    kept = {name: value for name, value in overrides.items() if name not in names}
+    return kept, {name: value for name, value in overrides.items() if name in names}
 
 
 # === Saving ===
@@ -189,7 +214,8 @@ def load_preset(
             address may end with `#sha256=` and the hash of its `metadata.json`, which vouches for all other files. Or the
             path or `hf://` address of a Hugging Face directory, for a method that converts such weights.
         method: `Method`, its name, or None. What the preset must be of; whatever its metadata says by default.
-        overrides: mapping or None. Constructor arguments that replace the stored ones.
+        overrides: mapping or None. Constructor arguments that replace the stored ones. With `head` among them, a head
+            that is not the stored one is put on the stored backbone and starts at random, which is logged.
         offline: bool or None. Whether to use only what the cache holds. By default whether the environment variable
             `ZOO_OFFLINE` is set, and not to 0.
 
@@ -213,7 +239,9 @@ def load_preset(
     }
     weights = _inside(directory, WEIGHTS, metadata.maximum_weights)
     _check_hash(weights, sha256(weights), metadata.weights_sha256)
-    model = construct(chosen, *read_config(contents.pop(CONFIG), chosen), overrides)
+    class_name, config = read_config(contents.pop(CONFIG), chosen)
+    overrides, head = _split_head(chosen.load_class(class_name), overrides)
+    model = construct(chosen, class_name, config, overrides)
     _check_parameters(model, metadata, overrides)
     try:
         read_weights(model, weights)
@@ -221,7 +249,7 @@ def load_preset(
         raise ValueError(f"{error}. The preset is {str(source)!r}, with overrides={dict(overrides)}") from error
     _set_assets(model, contents)
     model.metadata = metadata
-    return model
+    return model.fit_head(**head) if head else model
 
 
 def _conversion(method: Method) -> str:

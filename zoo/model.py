@@ -7,6 +7,7 @@ verification, benchmarks and the conformance suite use nothing else.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ import tensorflow as tf
 
 if TYPE_CHECKING:
     from zoo.checkpoints import Metadata
+
+_logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 # Runs one signature in some runtime: `run(name, inputs) -> outputs`.
@@ -169,6 +172,10 @@ class ZooModel(keras.Model):
 
     # The record of a trained preset, set when one is loaded.
     metadata: Metadata | None = None
+    # The record of the preset whose backbone this is, where a new head was put on it.
+    pretrained: Metadata | None = None
+    # Constructor arguments that another head may have; none where there is no backbone. "head" may be a class's own.
+    head_arguments: tuple[str, ...] = ()
 
     @property
     def assets(self) -> dict[str, bytes]:
@@ -257,6 +264,41 @@ class ZooModel(keras.Model):
             self.run(None, **self.dummy_inputs(batch_size=1))
             self.built = True
         return self
+
+    def with_head(self, head: str | None, **arguments: Any) -> ZooModel:
+        """Returns a new model with a copy of this one's backbone, and a new head that starts at random.
+
+        Args:
+            head: str or None. One of those that the class has.
+            **arguments: constructor arguments that change, such as `num_classes`.
+
+        Raises:
+            ValueError: for a model without a backbone, and for arguments that change the backbone's weights.
+        """
+        raise ValueError(f"A {type(self).__name__} has no backbone to put a head on. Received: head={head!r}")
+
+    def layer_groups(self) -> dict[str, list[keras.layers.Layer]]:
+        """Returns the parts of the model from its input to its output, the last of which is `"head"`, each with its layers.
+
+        Fine-tuning freezes by these, and lets the learning rate grow from one to the next.
+
+        Raises:
+            ValueError: for a model without a backbone.
+        """
+        raise ValueError(f"A model must have a backbone to be fine-tuned. Received: a {type(self).__name__}")
+
+    def fit_head(self, **arguments: Any) -> ZooModel:
+        """Returns this model where it has the head that is asked for, and else, and then says so, one with a new head.
+
+        Args:
+            **arguments: some of `head_arguments`, `head` among them.
+        """
+        if all(getattr(self, name) == value for name, value in arguments.items()):
+            return self
+        _logger.warning("The head of %s is new and starts at random: %s", type(self).__name__, arguments)
+        model = self.with_head(**arguments)
+        model.pretrained = self.metadata
+        return model
 
     def save_to_preset(self, directory: str | Path, **kwargs: Any) -> Path:
         """Writes config, weights and metadata to a preset directory, atomically.

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-_GROUPS = ("browsing", "demo", "training", "generation", "exporting", "compression")
+_GROUPS = ("browsing", "demo", "training", "finetuning", "generation", "exporting", "compression")
 _DEBUG = "ZOO_DEBUG"
 _EPILOG = (
     "NAME is a method of the catalog (zoo list); DIR is a preset directory, such as `zoo train` writes. "

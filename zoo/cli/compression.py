@@ -95,6 +95,11 @@ def _recipe(model: keras.Model) -> Recipe:
     metadata = model.metadata
     if not metadata.dataset:
         raise ValueError(f"The preset must have a recorded data set to train on. Received: {metadata.method}")
+    if "task" in metadata.training:
+        raise ValueError(
+            f"A fine-tuned preset is compressed in Python: this command trains by the recipe of its method. "
+            f"Received: {metadata.method}, fine-tuned on {metadata.dataset['name']}"
+        )
     experiment(metadata.method)
     from zoo import catalog
     from zoo.training.run import find_recipe

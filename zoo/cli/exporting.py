@@ -59,6 +59,9 @@ def _add_export(commands: Any) -> None:
         help="instead of formats, for binary networks: one bit a weight, for Larq Compute Engine or this library",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory of the bundle")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="texts that int8 measures ranges on (default: recorded data)"
+    )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
     parser.add_argument("--allow-flex", action="store_true", help="let LiteRT files need TensorFlow's operators")
     parser.add_argument("--skip-refused", action="store_true", help="leave out what fails its gate, and say so")
@@ -90,7 +93,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _refuse_with_engine(options: argparse.Namespace) -> None:
-    names = ("format", "quantization", "opset", "allow_flex", "skip_refused")
+    names = ("format", "quantization", "calibration", "opset", "allow_flex", "skip_refused")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if given:
         raise ValueError(f"`--engine` takes the place of formats and their options. Received: {' '.join(given)}")
@@ -104,6 +107,10 @@ def _export_binary(model: keras.Model, options: argparse.Namespace, say: Say) ->
 
 def _export_formats(model: keras.Model, options: argparse.Namespace, say: Say) -> ExportReport:
     chosen = {} if options.opset is None else {"opset": options.opset}
+    if options.calibration is not None:
+        from zoo.language.tasks import example_inputs
+
+        chosen["calibration"] = example_inputs(model, options.calibration)
     return _export(
         model,
         options.output,

@@ -71,6 +71,14 @@ def duration(text: str) -> float:
     return _number(text, float, 0)
 
 
+def share(text: str) -> float:
+    """Reads a number from 0 to 1; a type for `argparse`."""
+    number = duration(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, received {text!r}")
+    return number
+
+
 def _number(text: str, kind: Callable[[str], Any], minimum: int) -> Any:
     try:
         number = kind(text)

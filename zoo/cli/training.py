@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from zoo.cli.terminal import (
 if TYPE_CHECKING:
     import keras
 
+    from zoo.metadata import Metadata
     from zoo.training.recipe import Recipe
 
 _SPLITS = ("train", "validation", "test")
@@ -41,6 +44,7 @@ def add_commands(commands: Any) -> None:
         commands, "evaluate", evaluate, "Compute a trained model's metrics anew, beside the recorded ones."
     )
     add_source(parser)
+    parser.add_argument("--dataset", metavar="FILE", help="file of examples, for a model that was fine-tuned on files")
     parser.add_argument("--split", choices=_SPLITS, default="test", help="part of the data set (default: test)")
     add_json(parser)
     parser = add_command(commands, "reproduce", reproduce, "Repeat the experiment on a paper's claim.")
@@ -92,26 +96,32 @@ def _fit(recipe: Recipe, output: Path, options: argparse.Namespace) -> None:
     from zoo.training import run
     from zoo.training.progress import TrainingProgress
 
-    with TrainingProgress(console(stderr=True)) as progress:
-        try:
-            run.train(
-                recipe,
-                output,
-                dataset=options.dataset,
-                epochs=options.epochs,
-                steps_per_epoch=options.steps_per_epoch,
-                seed=options.seed,
-                resume=options.resume,
-                mixed_precision=options.mixed_precision,
-                strategy=options.strategy,
-                checkpoint_minutes=options.checkpoint_minutes,
-                callbacks=[progress, *_tensorboard(output, options.tensorboard)],
-            )
-        except RuntimeError as error:
-            # Keras's own way to say that the loss is NaN or infinite; anything else is a defect and keeps its trace
-            if "NaN" not in str(error):
-                raise
-            raise OSError(f"Training diverged: {error}") from error
+    with TrainingProgress(console(stderr=True)) as progress, divergence_is_failure():
+        run.train(
+            recipe,
+            output,
+            dataset=options.dataset,
+            epochs=options.epochs,
+            steps_per_epoch=options.steps_per_epoch,
+            seed=options.seed,
+            resume=options.resume,
+            mixed_precision=options.mixed_precision,
+            strategy=options.strategy,
+            checkpoint_minutes=options.checkpoint_minutes,
+            callbacks=[progress, *tensorboard(output, options.tensorboard)],
+        )
+
+
+@contextlib.contextmanager
+def divergence_is_failure() -> Iterator[None]:
+    """Turns Keras's error on a loss that is NaN or infinite into one that the command line reports."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Anything else is a defect and keeps its trace
+        if "NaN" not in str(error):
+            raise
+        raise OSError(f"Training diverged: {error}") from error
 
 
 def _recorded_metrics(preset: Path) -> dict[str, float]:
@@ -120,7 +130,8 @@ def _recorded_metrics(preset: Path) -> dict[str, float]:
     return Metadata.from_json((preset / METADATA).read_bytes()).metrics
 
 
-def _tensorboard(output: Path, wanted: bool) -> list[keras.callbacks.Callback]:
+def tensorboard(output: Path, wanted: bool) -> list[keras.callbacks.Callback]:
+    """Returns the callback that writes logs for TensorBoard, where it is wanted."""
     import keras
 
     return [keras.callbacks.TensorBoard(str(output / "logs"))] if wanted else []
@@ -144,14 +155,12 @@ def evaluate(options: argparse.Namespace) -> None:
         metadata = model.metadata
         if not metadata.dataset:
             raise ValueError(f"The preset must have a recorded data set to be evaluated. Received: {options.source}")
-        known = metadata.preset in catalog.info(metadata.method).presets
-        # How a method is evaluated does not depend on its sizes: a custom preset is read like the default one
-        recipe = _recipe(metadata.method, metadata.preset if known else None)
-        dataset = metadata.evaluation_dataset
+        dataset = options.dataset or metadata.evaluation_dataset
         say(f"Reading {dataset}, {options.split}")
-        found = recipe.evaluate(model, dataset, options.split)
+        found = _evaluated(model, options)
+    recorded = {} if options.dataset is not None and not _is_test_file(options.dataset, metadata) else metadata.metrics
     metrics = {
-        name: {"value": float(value), "recorded": metadata.metrics.get(f"{options.split}_{name}")}
+        name: {"value": float(value), "recorded": recorded.get(f"{options.split}_{name}")}
         for name, value in found.items()
     }
     if options.json:
@@ -167,6 +176,39 @@ def evaluate(options: argparse.Namespace) -> None:
         recorded = "" if entry["recorded"] is None else f"{entry['recorded']:.6g}"
         table.add_row(name, f"{entry['value']:.6g}", recorded)
     console().print(table)
+
+
+def _evaluated(model: keras.Model, options: argparse.Namespace) -> dict[str, float]:
+    metadata = model.metadata
+    if "task" in metadata.training:
+        return _evaluated_task(model, options)
+    if options.dataset is not None:
+        raise ValueError(f"`--dataset` belongs to a model fine-tuned on files. Received: --dataset {options.dataset}")
+    known = metadata.preset in catalog.info(metadata.method).presets
+    # How a method is evaluated does not depend on its sizes: a custom preset is read like the default one
+    recipe = _recipe(metadata.method, metadata.preset if known else None)
+    return recipe.evaluate(model, metadata.evaluation_dataset, options.split)
+
+
+def _is_test_file(path: str, metadata: Metadata) -> bool:
+    from zoo.files import sha256
+
+    return metadata.dataset.get("files", {}).get("test", {}).get("sha256") == sha256(path)
+
+
+def _evaluated_task(model: keras.Model, options: argparse.Namespace) -> dict[str, float]:
+    from zoo.training.finetuning import evaluate as evaluate_task
+    from zoo.training.task import recorded_task
+
+    task = recorded_task(model.metadata)
+    if (task is None) != (options.dataset is not None):
+        belongs = "must name a file" if task is None else "belongs to one fine-tuned on files"
+        raise ValueError(f"`--dataset` {belongs}. Received: --dataset {options.dataset} for {options.source}")
+    if task is None:
+        from zoo.language.tasks import further_task
+
+        return evaluate_task(model, further_task(model, model.metadata, options.dataset), "test")
+    return evaluate_task(model, task, options.split)
 
 
 # === zoo reproduce ===

@@ -152,7 +152,7 @@ class CompressedModel(ZooModel):
             stage.attach(self.targets, self.points)
             stage.built = True
         for point in self.points:
-            _hook(point.operation)
+            hook(point.operation)
         self.built = True
 
     @property
@@ -186,15 +186,18 @@ class CompressedModel(ZooModel):
             return self.model(inputs, training=training) if takes_training else self.model(inputs)
 
     @contextlib.contextmanager
-    def applied(self, training: bool = False) -> Iterator[None]:
+    def applied(self, training: bool = False) -> Iterator[keras.StatelessScope]:
         """Within this context, the wrapped model and all of its layers run compressed.
 
         Args:
             training: bool. Whether stages may update their state.
+
+        Yields:
+            What weights read as, a `keras.StatelessScope`.
         """
         values = [(t.variable, self.transformed(t, training)) for t in self.transformed_targets]
         with _substituted(values) as scope, _observing(self, training):
-            yield
+            yield scope
         _keep_updates(self.model.variables, values, scope)
         for loss in scope.losses:
             self.add_loss(loss)
@@ -206,6 +209,10 @@ class CompressedModel(ZooModel):
             if stage.transforms(target):
                 value = stage.transform(target, value, training)
         return value
+
+    def calling(self, operation: keras.Operation) -> contextlib.AbstractContextManager:
+        """Returns the context of one call of an operation."""
+        return contextlib.nullcontext()
 
     def observed(self, operation: keras.Operation, value: Any, training: bool) -> Any:
         """Returns the output of an operation as all stages make it."""
@@ -610,16 +617,20 @@ def _observing(model: CompressedModel, training: bool) -> Iterator[None]:
         _active.model = outer
 
 
-def _hook(operation: keras.Operation) -> None:
-    """Lets compressed models see the output of an operation; does nothing while none of them runs."""
+def hook(operation: keras.Operation) -> None:
+    """Lets compressed models see the calls of an operation; does nothing while none of them runs."""
     if getattr(operation, "_zoo_observed", False):
         return
     original = operation.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
         active = getattr(_active, "model", None)
-        return output if active is None else active[0].observed(operation, output, active[1])
+        if active is None:
+            return original(*args, **kwargs)
+        model, training = active
+        with model.calling(operation):
+            output = original(*args, **kwargs)
+        return model.observed(operation, output, training)
 
     # Past Keras's own `__setattr__`, which would track the function
     object.__setattr__(operation, "call", call)

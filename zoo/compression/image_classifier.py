@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from zoo.arguments import require
 from zoo.compression.compressed import CompressedModel
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric, ZooModel
 
@@ -24,6 +25,8 @@ class ImageClassifier(ZooModel):
     """
 
     input_size: tuple[int, int, int]
+    head = "classification"
+    head_arguments = ("head", "num_classes")
 
     def preprocess(self, images: Any) -> np.ndarray:
         """Returns stored images as the model takes them.
@@ -52,6 +55,48 @@ class ImageClassifier(ZooModel):
                 {"logits": "Unnormalised log-probability of each class, (batch, num_classes)."},
             )
         }
+
+    # === Another head ===
+
+    def with_head(self, head: str | None = "classification", **arguments: Any) -> ImageClassifier:
+        """Returns a new model with copies of all of this one's weights but those of its last dense layer.
+
+        Args:
+            head: str. `"classification"`.
+            **arguments: constructor arguments that change, such as `num_classes`.
+
+        Raises:
+            ValueError: for another head, and for arguments that change the backbone's weights.
+        """
+        require(head == self.head, "head", repr(self.head), repr(head))
+        model = type(self).from_config({**self.get_config(), "name": None, **arguments}).build_from_signature()
+        own, new = ([id(variable) for variable in each.head_variables()] for each in (self, model))
+        ours = [variable for variable in self.weights if id(variable) not in own]
+        theirs = [variable for variable in model.weights if id(variable) not in new]
+        fits = [variable.shape for variable in ours] == [variable.shape for variable in theirs]
+        require(fits, "arguments", "such that the backbone's weights stay as they are", arguments)
+        for variable, other in zip(ours, theirs, strict=True):
+            other.assign(variable)
+        return model
+
+    def layers_in_order(self) -> list[keras.layers.Layer]:
+        """Returns the layers with weights on the way from the image to the logits."""
+        return [layer for layer in self.layers if layer.weights]
+
+    def head_variables(self) -> list[keras.Variable]:
+        """Returns the variables that belong to the classes: those of the last dense layer."""
+        return [variable for layer in self.layer_groups()["head"] for variable in layer.weights]
+
+    def layer_groups(self) -> dict[str, list[keras.layers.Layer]]:
+        """Returns `"layer_0"` and so on, each with the normalisation that follows, and the last dense layer as `"head"`."""
+        groups: list[list[keras.layers.Layer]] = []
+        for layer in self.layers_in_order():
+            if any(len(variable.shape) > 1 for variable in layer.weights):
+                groups.append([])
+            groups[-1].append(layer)
+        return {**{f"layer_{index}": group for index, group in enumerate(groups[:-1])}, "head": groups[-1]}
+
+    # === Held-out data ===
 
     def real_inputs(self, signature: str, batch_size: int = 1) -> Iterable[Arrays]:
         """Yields validation images of the data set the checkpoint names; nothing without a checkpoint.
@@ -116,6 +161,10 @@ class CompressedClassifier(ImageClassifier, CompressedModel):
     def save_to_preset(self, directory: str | Path, **kwargs: Any) -> Path:
         """Writes a preset directory, as every model of the catalog does."""
         return ZooModel.save_to_preset(self, directory, **kwargs)
+
+    def layers_in_order(self) -> list[keras.layers.Layer]:
+        """Returns the layers of the wrapped network that have weights."""
+        return [layer for layer in self.model.layers if layer.weights]
 
     def signatures(self) -> dict[str, Signature]:
         """Returns `predict`, which computes as training does."""

@@ -856,6 +856,13 @@ class SignalPropagationPruning(CompressedClassifier):
 
     # === Pruning ===
 
+    def head_variables(self) -> list[keras.Variable]:
+        """Returns the last layer's variables with their masks: a new head is dense."""
+        variables = super().head_variables()
+        own = {id(variable) for variable in variables}
+        masks = self.stage(FixedMaskStage)._masks.items()
+        return [*variables, *(mask for target, mask in masks if id(target.variable) in own)]
+
     @property
     def masks(self) -> Masks:
         """The masks by path, bool arrays."""

@@ -112,9 +112,9 @@ class EncoderFormat:
         config = read_config(directory)
         shapes = {_modern(name): shape for name, shape in tensor_shapes(directory).items()}
         arguments = self.constructor_arguments(config, shapes)
-        changed = {name: overrides[name] for name in ("head", "num_classes", "sentence_loss") if name in overrides}
-        other_head = "head" in changed and any(arguments.get(name) != value for name, value in changed.items())
-        kept = {name: value for name, value in overrides.items() if not (other_head and name in changed)}
+        names = self.model_class.head_arguments if "head" in overrides else ()
+        head = {name: value for name, value in overrides.items() if name in names}
+        kept = {name: value for name, value in overrides.items() if name not in names}
         model = self.model_class(**{**arguments, **kept}).build_from_signature()
         tensors = {_modern(name): value for name, value in read_tensors(directory, model.count_params()).items()}
         prefix = f"{self.model_type}."
@@ -122,7 +122,7 @@ class EncoderFormat:
         self._drop_copies(model, tensors, "" if bare else prefix)
         assign(self.places(model, "" if bare else prefix), tensors)
         self._take_assets(model, config, directory)
-        return model.with_head(**changed) if other_head else model
+        return model.fit_head(**head) if head else model
 
     def constructor_arguments(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """Returns the arguments of our class for a configuration and the names and shapes of its weights.

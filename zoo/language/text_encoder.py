@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,6 +19,9 @@ from zoo.language.tokenizers import encode_pairs, special_ids
 from zoo.metadata import dump_json, parse_json
 from zoo.model import Arrays, Runner, Signature, Spec, TaskMetric
 from zoo.sequence.text_model import TextModel
+
+if TYPE_CHECKING:
+    from zoo.training.task import Task
 
 TOKENIZER = "tokenizer.json"
 LABELS = "labels.json"
@@ -42,6 +45,7 @@ class TextEncoder(TextModel):
     """
 
     backbone: TextBackbone
+    head_arguments = ("head", "num_classes", "sentence_loss")
 
     def __init__(
         self,
@@ -151,6 +155,18 @@ class TextEncoder(TextModel):
     def _trunk(self) -> list[keras.layers.Layer | None]:
         backbone = self.backbone
         return [backbone.embedding, backbone.embedding_map, *backbone.encoder_layers, backbone.pooler]
+
+    def layer_groups(self) -> dict[str, list[keras.layers.Layer]]:
+        """Returns `"embeddings"`, `"layer_0"` and so on, once each where steps share a layer, `"pooler"` and `"head"`."""
+        backbone = self.backbone
+        groups = {
+            "embeddings": [backbone.embedding, backbone.embedding_map],
+            **{layer.name: [layer] for layer in backbone.encoder_layers},
+            "pooler": [backbone.pooler],
+            "head": [self.head_layer],
+        }
+        present = {name: [layer for layer in group if layer is not None] for name, group in groups.items()}
+        return {name: group for name, group in present.items() if group}
 
     # === Text ===
 
@@ -296,7 +312,14 @@ class TextEncoder(TextModel):
         return {**found, "sentence_accuracy": float(np.concatenate(hits).mean())} if hits else found
 
     def real_inputs(self, signature: str, batch_size: int = 1) -> Iterable[Arrays]:
-        """Yields masked validation sequences of the data set the checkpoint names; nothing without a checkpoint."""
+        """Yields validation texts, masked for the head of pretraining, of the data set the checkpoint names.
+
+        Nothing without a checkpoint, and for one that was fine-tuned on files.
+        """
+        if self.metadata is not None and (task := self._task()):
+            inputs, _ = task.encode(self, "validation")
+            for start in range(0, len(inputs["token_ids"]) - batch_size + 1, batch_size):
+                yield {name: array[start : start + batch_size] for name, array in inputs.items()}
         if self.metadata is None or self.head != "masked_lm":
             return
         inputs, _ = self.held_out(self.metadata.evaluation_dataset, "validation")
@@ -305,7 +328,17 @@ class TextEncoder(TextModel):
             yield {name: inputs[name][start : start + batch_size] for name in names}
 
     def task_metric(self) -> TaskMetric | None:
-        """Returns the accuracy on masked tokens of the test split; `None` without a checkpoint."""
+        """Returns the accuracy on the test split, of classes or on masked tokens.
+
+        `None` without a checkpoint, and for one that was fine-tuned on files.
+        """
+        if self.metadata is not None and (task := self._task()):
+            return TaskMetric(
+                "accuracy",
+                lambda run: task.scores(self, run, "test")["accuracy"],
+                higher_is_better=True,
+                absolute_tolerance=0.01,
+            )
         if self.metadata is None or self.head != "masked_lm":
             return None
         dataset = self.metadata.evaluation_dataset
@@ -315,6 +348,12 @@ class TextEncoder(TextModel):
             higher_is_better=True,
             absolute_tolerance=0.01,
         )
+
+    def _task(self) -> Task | None:
+        """Returns the labelled data of the catalog that the checkpoint was fine-tuned on."""
+        from zoo.training.task import recorded_task
+
+        return recorded_task(self.metadata)
 
     # === Hugging Face ===
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import (
+    Encoding,
     Regex,
     Tokenizer,
     decoders,
@@ -87,7 +88,7 @@ def encode_pairs(
     for name, group in (("texts", texts), ("pairs", pairs)):
         for index, text in enumerate(group):
             require(bool(text.strip()), name, "texts that are not empty", f"{text!r} at place {index}")
-    tokenizer = _own_copy(tokenizer)
+    tokenizer = own_copy(tokenizer)
     if truncate:
         tokenizer.enable_truncation(length)
     encodings = tokenizer.encode_batch(list(zip(texts, pairs, strict=True)) if pairs else list(texts))
@@ -97,10 +98,15 @@ def encode_pairs(
                 f"A text may have at most {length} tokens; truncate=True cuts it. "
                 f"Received: {len(encoding.ids)} at place {index}"
             )
+    return padded(encodings, length, special_ids(tokenizer).padding)
+
+
+def padded(encodings: Sequence[Encoding], length: int, padding: int) -> dict[str, np.ndarray]:
+    """Returns encodings of at most `length` tokens as padded arrays, see `encode_pairs`."""
     arrays = {
-        "token_ids": np.full((len(texts), length), special_ids(tokenizer).padding, "int32"),
-        "segment_ids": np.zeros((len(texts), length), "int32"),
-        "padding_mask": np.zeros((len(texts), length), "int32"),
+        "token_ids": np.full((len(encodings), length), padding, "int32"),
+        "segment_ids": np.zeros((len(encodings), length), "int32"),
+        "padding_mask": np.zeros((len(encodings), length), "int32"),
     }
     for row, encoding in enumerate(encodings):
         count = len(encoding.ids)
@@ -110,7 +116,8 @@ def encode_pairs(
     return arrays
 
 
-def _own_copy(tokenizer: Tokenizer) -> Tokenizer:
+def own_copy(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a copy of a tokenizer that neither cuts nor pads."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -119,7 +126,7 @@ def _own_copy(tokenizer: Tokenizer) -> Tokenizer:
 
 def encode_sentences(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[np.ndarray]:
     """Returns the ids of each sentence, int32, without special tokens."""
-    encodings = _own_copy(tokenizer).encode_batch_fast(list(sentences), add_special_tokens=False)
+    encodings = own_copy(tokenizer).encode_batch_fast(list(sentences), add_special_tokens=False)
     return [np.array(encoding.ids, "int32") for encoding in encodings]
 
 

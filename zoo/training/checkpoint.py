@@ -21,16 +21,25 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     the best weights so far. Data sets must be endless and repeatable, since a resumed run skips what was read.
 
     Args:
-        path: path of the file.
+        path: path of the file, or None to keep the best weights and write no file.
         monitor: str. Validation metric whose smallest value marks the best weights.
         minutes: float. Least time between two files; the last epoch is always saved.
         settings: JSON-able dict that a resumed run must share, such as the seed.
+        higher_is_better: bool. Whether the largest value marks the best weights instead.
     """
 
-    def __init__(self, path: str | Path, monitor: str, minutes: float = 5.0, settings: Any = None) -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        monitor: str,
+        minutes: float = 5.0,
+        settings: Any = None,
+        higher_is_better: bool = False,
+    ) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
         self.monitor = monitor
+        self.higher_is_better = higher_is_better
         self.minutes = minutes
         self.settings = settings
         self.history: list[dict[str, float]] = []
@@ -44,16 +53,24 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if self.monitor not in logs:
             raise ValueError(f"`monitor` must be one of {sorted(logs)}. Received: monitor={self.monitor!r}")
         self.history.append(logs)
-        if logs[self.monitor] < self.best_value:
-            self.best_value = logs[self.monitor]
+        value = -logs[self.monitor] if self.higher_is_better else logs[self.monitor]
+        if value < self.best_value:
+            self.best_value = value
             self.best_weights = self.model.get_weights()
         last = epoch + 1 == self.params["epochs"]
         if last or time.monotonic() - self._saved_at >= 60 * self.minutes:
             self.save()
             self._saved_at = time.monotonic()
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file to go on from."""
+        return self.path is not None and self.path.exists()
+
     def save(self) -> None:
-        """Writes the file."""
+        """Writes the file, where there is to be one."""
+        if self.path is None:
+            return
         arrays = {f"variable_{i}": np.asarray(v) for i, v in enumerate(self._variables())}
         arrays |= {f"best_{i}": value for i, value in enumerate(self.best_weights)}
         arrays |= {f"stream_{i}": v.numpy() for i, v in enumerate(getattr(self.model, "stream_variables", []))}

@@ -26,6 +26,48 @@ def decay_kernels_only(optimizer: keras.optimizers.Optimizer) -> keras.optimizer
 
 
 @keras.saving.register_keras_serializable(package="zoo")
+class LayerwiseAdamW(keras.optimizers.AdamW):
+    """AdamW with a factor on the learning rate of each variable, its weight decay included.
+
+    Args:
+        learning_rate: float or schedule.
+        multipliers: sequence of float or None. One factor, not negative, for each variable in the order in which the
+            optimiser gets them, which is that of a model's `trainable_variables`; None for 1 throughout.
+        **kwargs: arguments of `keras.optimizers.AdamW`.
+
+    Reference:
+        Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.2.
+    """
+
+    def __init__(self, learning_rate: Any = 1e-3, multipliers: Sequence[float] | None = None, **kwargs: Any) -> None:
+        super().__init__(learning_rate, **kwargs)
+        valid = multipliers is None or all(factor >= 0 for factor in multipliers)
+        require(valid, "multipliers", "None or numbers that are not negative", multipliers)
+        self.multipliers = None if multipliers is None else [float(factor) for factor in multipliers]
+
+    def build(self, variables: Any) -> None:
+        """Creates the moments."""
+        fits = self.multipliers is None or len(self.multipliers) == len(variables)
+        require(fits, "multipliers", f"one for each of {len(variables)} variables", len(self.multipliers or ()))
+        super().build(variables)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Does nothing: Keras's would not know the factor, which `update_step` does."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Decays and updates one variable."""
+        factor = 1.0 if self.multipliers is None else self.multipliers[self._get_variable_index(variable)]
+        rate = factor * ops.cast(learning_rate, variable.dtype)
+        if self.weight_decay and self._use_weight_decay(variable):
+            self.assign_sub(variable, variable * rate * ops.cast(self.weight_decay, variable.dtype))
+        super().update_step(gradient, variable, rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {**super().get_config(), "multipliers": self.multipliers}
+
+
+@keras.saving.register_keras_serializable(package="zoo")
 class StreamAdam(keras.optimizers.Adam):
     """Adam that clips groups of weights separately and can apply an update only every few steps.
 

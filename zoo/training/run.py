@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 from zoo import catalog, checkpoints
 from zoo.model import ZooModel
 from zoo.training.checkpoint import TrainingCheckpoint
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, TrainingData
 
 STRATEGIES = ("none", "mirrored")
 
@@ -78,33 +78,85 @@ def train(
         method=recipe.method, preset=recipe.preset, dataset=dataset, seed=seed, steps_per_epoch=steps_per_epoch,
         epochs=epochs, mixed_precision=mixed_precision,
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
     checkpoint = TrainingCheckpoint(output / "training.npz", recipe.monitor, checkpoint_minutes, settings)
-    if checkpoint.path.exists() and not resume:
-        raise ValueError(f"A training is there already; resume it or choose another directory. Received: {output}")
 
+    def make() -> ZooModel:
+        with _scope(strategy):
+            model = catalog.get(recipe.method, recipe.preset, weights=None, **recipe.overrides(dataset))
+            recipe.prepare(model, dataset)
+            recipe.compile(model, epochs * steps_per_epoch)
+        return model
+
+    model = fit_best(
+        make,
+        lambda model: recipe.data(model, dataset, seed),
+        checkpoint,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+        resume=resume,
+        mixed_precision=mixed_precision,
+        preparations=recipe.callbacks,
+        callbacks=callbacks,
+    )
+    _save(model, recipe, output, settings, checkpoint.history)
+    return model
+
+
+def fit_best(
+    make: Callable[[], keras.Model],
+    data: Callable[[keras.Model], TrainingData],
+    checkpoint: TrainingCheckpoint,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    seed: int,
+    resume: bool,
+    mixed_precision: bool,
+    preparations: Callable[[TrainingData], Sequence[keras.callbacks.Callback]],
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> keras.Model:
+    """Makes a model, trains it, and leaves the best weights in it; a resumed training equals an unbroken one.
+
+    Args:
+        make: callable that returns the compiled model; called with the seed and the precision set.
+        data: callable of the model to `TrainingData`.
+        checkpoint: `TrainingCheckpoint`.
+        epochs: int.
+        steps_per_epoch: int.
+        seed: int.
+        resume: bool. Go on from the checkpoint's file where it exists.
+        mixed_precision: bool.
+        preparations: callable of `TrainingData` to callbacks that act before the checkpoint, at the end of an epoch too.
+        callbacks: sequence of further callbacks.
+
+    Raises:
+        ValueError: for a training that is there and not to be resumed, or has other settings.
+        RuntimeError: if the loss is no longer finite.
+    """
+    if checkpoint.exists and not resume:
+        raise ValueError(
+            f"A training is there already; resume it or choose another directory. Received: {checkpoint.path.parent}"
+        )
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
     previous = keras.config.dtype_policy()
     if mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        with _scope(strategy):
-            model = catalog.get(recipe.method, recipe.preset, weights=None, **recipe.overrides(dataset))
-            recipe.prepare(model, dataset)
-            recipe.compile(model, epochs * steps_per_epoch)
-        done = checkpoint.restore(model) if resume and checkpoint.path.exists() else 0
-        data = recipe.data(model, dataset, seed)
+        model = make()
+        done = checkpoint.restore(model) if checkpoint.exists else 0
+        found = data(model)
         model.fit(
-            data.train.skip(done * steps_per_epoch),
-            validation_data=data.validation,
+            found.train.skip(done * steps_per_epoch),
+            validation_data=found.validation,
             initial_epoch=done,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
             verbose=0,
             callbacks=[
-                *recipe.callbacks(data),
+                *preparations(found),
                 checkpoint,
                 keras.callbacks.TerminateOnNaN(raise_error=True),
                 *callbacks,
@@ -113,7 +165,6 @@ def train(
     finally:
         keras.config.set_dtype_policy(previous)
     model.set_weights(checkpoint.best_weights)
-    _save(model, recipe, output, settings, checkpoint.history)
     return model
 
 
