@@ -161,18 +161,32 @@ class MaskedLMHead(Head):
 
         Predictions are at `mask_positions` of the inputs, or at every token where there is no such input.
         """
+        return {
+            "masked_lm_logits": self.word_logits(self.states(encoded, inputs), table),
+            **self.sentence_outputs(encoded),
+        }
+
+    def states(self, encoded: Outputs, inputs: Outputs) -> Any:
+        """Returns what is compared with the table at each prediction, `(batch, predictions, embedding_dim)`."""
         hidden = encoded["sequence_output"]
         if "mask_positions" in inputs:
             hidden = tf.gather(hidden, inputs["mask_positions"], batch_dims=1)
-        count = ops.shape(hidden)[1]
-        hidden = ops.reshape(self.norm(self.transform(hidden)), (-1, self.embedding_dim))
+        return self.norm(self.transform(hidden))
+
+    def word_logits(self, states: Any, table: Any) -> Any:
+        """Returns logits of all words."""
+        count = ops.shape(states)[1]
+        hidden = ops.reshape(states, (-1, self.embedding_dim))
         # The table as its rows lie: a converter stores it once
         logits = tf.matmul(hidden, ops.cast(table, hidden.dtype), transpose_b=True)
         logits = ops.cast(logits, "float32") + ops.cast(self.bias, "float32")
-        outputs = {"masked_lm_logits": ops.reshape(logits, (-1, count, self.vocabulary_size))}
-        if self.sentence is not None:
-            outputs["sentence_logits"] = ops.cast(self.sentence(encoded["pooled_output"]), "float32")
-        return outputs
+        return ops.reshape(logits, (-1, count, self.vocabulary_size))
+
+    def sentence_outputs(self, encoded: Outputs) -> Outputs:
+        """Returns `sentence_logits` where there is the second head."""
+        if self.sentence is None:
+            return {}
+        return {"sentence_logits": ops.cast(self.sentence(encoded["pooled_output"]), "float32")}
 
     def loss(self, targets: Outputs, outputs: Outputs, sample_weight: Any = None) -> Any:
         """Returns the weighted mean over masked tokens, plus the mean over sentence labels."""
