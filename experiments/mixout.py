@@ -292,7 +292,7 @@ def tune_digits(technique: str, probability: float, seed: int, updates: int) -> 
     images, labels = load_digits(seed).tuning
     _fit(model, (shifted(images), labels), seed, updates)
     pairs = zip(before.weights, network.weights, strict=True)
-    moved = [float(np.sum((np.array(u) - np.array(w)) ** 2)) for u, w in pairs if w.name == "kernel"]
+    moved = [float(np.sum((u.numpy() - w.numpy()) ** 2)) for u, w in pairs if w.name == "kernel"]
     return {**judge_digits(network, seed), "squared_distance": sum(moved[1:])}
 
 
