@@ -149,7 +149,7 @@ def import_tensorflow() -> None:
 
 
 # Experiments across methods
-EXPERIMENTS = ("compressed_networks", "compressed_transformer", "image_models")
+EXPERIMENTS = ("compressed_networks", "compressed_transformer", "image_models", "long_range_language_models")
 
 
 def experiment(method: str) -> Any:
