@@ -663,8 +663,8 @@ def test_albert_fine_tunes():
     wrapper = Mixout(model, 0.5, exclude=["^head"])
     assert max(wrapper.squared_distances().values()) == 0
     wrapper.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"], jit_compile=False)
-    history = wrapper.fit(x, y, epochs=20, verbose=0).history
-    assert history["loss"][-1] < 0.9 * history["loss"][0] and "accuracy" in history
+    history = wrapper.fit(x, y, epochs=40, verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0] and "accuracy" in history
     assert min(wrapper.squared_distances().values()) > 0
     logits = wrapper.strip().predict(x, verbose=0)
     np.testing.assert_array_equal(logits, wrapper.predict(x, verbose=0))
