@@ -20,13 +20,13 @@ SIZES = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "intermedia
 
 def our_backbone(config: dict) -> keras.layers.Layer:
     from zoo.language.albert import AlbertBackbone
-    from zoo.language.bert import BertBackbone
+    from zoo.language.backbone import TextBackbone
 
     sizes = {**{name: config[name] for name in SIZES}, "attention_dropout": config["dropout"]}
     if config["method"] == "bert":
-        backbone = BertBackbone(**sizes)
+        backbone = TextBackbone(**sizes)
     else:
-        backbone = AlbertBackbone(**sizes, embedding_dim=config["embedding_dim"])
+        backbone = AlbertBackbone(**sizes, embedding_dim=config["embedding_dim"], activation="gelu_tanh")
     backbone.build()
     return backbone
 

@@ -29,64 +29,40 @@ SHARED = ("all", "attention", "ffn", "none")
 
 @keras.saving.register_keras_serializable(package="zoo")
 class AlbertBackbone(TextBackbone):
-    """The encoder of ALBERT; its arguments are those of `Albert`."""
+    """The encoder of ALBERT.
+
+    Args:
+        num_layers: int. Steps of the stack.
+        share: str. See `Albert`, as for the next two.
+        num_groups: int.
+        num_inner_layers: int.
+        **kwargs: further arguments of `TextBackbone`.
+    """
 
     def __init__(
         self,
-        vocabulary_size: int,
         num_layers: int,
-        hidden_dim: int,
-        num_heads: int,
-        intermediate_dim: int,
-        embedding_dim: int = 128,
         share: Literal["all", "attention", "ffn", "none"] = "all",
         num_groups: int = 1,
         num_inner_layers: int = 1,
-        max_sequence_length: int = 512,
-        num_segments: int = 2,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation: str = "gelu_tanh",
-        layer_norm_epsilon: float = 1e-12,
-        initializer_stddev: float = 0.02,
-        use_pooler: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            vocabulary_size,
-            num_layers,
-            hidden_dim,
-            num_heads,
-            intermediate_dim,
-            embedding_dim,
-            max_sequence_length,
-            num_segments,
-            dropout,
-            attention_dropout,
-            activation,
-            layer_norm_epsilon,
-            initializer_stddev,
-            use_pooler,
-            **kwargs,
-        )
+        require(num_layers >= 1, "num_layers", "positive", num_layers)
         require(share in SHARED, "share", f"one of {SHARED}", repr(share))
         require(1 <= num_groups <= num_layers, "num_groups", f"from 1 to {num_layers}", num_groups)
         require(num_inner_layers >= 1, "num_inner_layers", "positive", num_inner_layers)
+        steps = [_group(step, num_layers, num_groups) if share == "all" else step for step in range(num_layers)]
+        order = [step * num_inner_layers + inner for step in steps for inner in range(num_inner_layers)]
+        super().__init__(num_layers=num_layers, order=order, **kwargs)
         self.share = share
         self.num_groups = num_groups
         self.num_inner_layers = num_inner_layers
-        steps = [self.group_of(step) if share == "all" else step for step in range(num_layers)]
-        self.set_layers([step * num_inner_layers + inner for step in steps for inner in range(num_inner_layers)])
-
-    def group_of(self, step: int) -> int:
-        """Returns the group of a step of the stack."""
-        return step * self.num_groups // self.num_layers
 
     def share_parts(self, index: int) -> None:
         """Lets a layer use the shared part of its group's first step."""
         step, inner = divmod(index, self.num_inner_layers)
-        group = self.group_of(step)
-        first = next(other for other in range(self.num_layers) if self.group_of(other) == group)
+        groups = [_group(other, self.num_layers, self.num_groups) for other in range(self.num_layers)]
+        first = groups.index(groups[step])
         if self.share not in ("attention", "ffn") or step == first:
             return
         other = self.encoder_layers[first * self.num_inner_layers + inner]
@@ -97,13 +73,15 @@ class AlbertBackbone(TextBackbone):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
-        return {
-            **super().get_config(),
-            "embedding_dim": self.embedding_dim,
-            "share": self.share,
-            "num_groups": self.num_groups,
-            "num_inner_layers": self.num_inner_layers,
-        }
+        config = super().get_config()
+        del config["order"]
+        sharing = {"share": self.share, "num_groups": self.num_groups, "num_inner_layers": self.num_inner_layers}
+        return {**config, **sharing}
+
+
+def _group(step: int, num_layers: int, num_groups: int) -> int:
+    """Returns the group of a step of the stack."""
+    return step * num_groups // num_layers
 
 
 @keras.saving.register_keras_serializable(package="zoo")
@@ -172,23 +150,23 @@ class Albert(TextEncoder):
         super().__init__(head, sentence_loss, **kwargs)
         self.set_backbone(
             AlbertBackbone(
-                vocabulary_size,
                 num_layers,
-                hidden_dim,
-                num_heads,
-                intermediate_dim,
-                embedding_dim,
                 share,
                 num_groups,
                 num_inner_layers,
-                max_sequence_length,
-                num_segments,
-                dropout,
-                attention_dropout,
-                activation,
-                layer_norm_epsilon,
-                initializer_stddev,
-                use_pooler,
+                vocabulary_size=vocabulary_size,
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                intermediate_dim=intermediate_dim,
+                embedding_dim=embedding_dim,
+                max_sequence_length=max_sequence_length,
+                num_segments=num_segments,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
+                initializer_stddev=initializer_stddev,
+                use_pooler=use_pooler,
                 dtype=self.dtype_policy,
                 name="backbone",
             )

@@ -14,10 +14,9 @@ from zoo.layers.transformer_encoder import TransformerEncoderLayer
 from zoo.ops.activations import ACTIVATIONS
 
 
+@keras.saving.register_keras_serializable(package="zoo")
 class TextBackbone(keras.layers.Layer):
     """Embeds tokens, applies layers of a transformer, pools the first token.
-
-    Subclasses say by `set_layers` how many layers there are and in which order they are applied.
 
     Args:
         vocabulary_size: int.
@@ -25,15 +24,17 @@ class TextBackbone(keras.layers.Layer):
         hidden_dim: int. Width of the layers.
         num_heads: int. Divides `hidden_dim`.
         intermediate_dim: int. Width inside the feed-forward networks.
-        embedding_dim: int. Width of the embeddings; one affine map leads from there to another `hidden_dim`.
-        max_sequence_length: int. Positions that are learned.
-        num_segments: int.
-        dropout: float.
-        attention_dropout: float. Rate on attention probabilities.
-        activation: str. One of `ACTIVATIONS`.
+        embedding_dim: int or None. Width of the embeddings; one affine map leads from there to another `hidden_dim`, the
+            default.
+        max_sequence_length: int. Positions that are learned. Defaults to 512.
+        num_segments: int. Defaults to 2.
+        dropout: float. Defaults to 0.
+        attention_dropout: float. Rate on attention probabilities. Defaults to 0.
+        activation: str. One of `ACTIVATIONS`. Defaults to `"gelu"`.
         layer_norm_epsilon: float.
         initializer_stddev: float. Kernels and tables start from a normal distribution cut at two of these.
         use_pooler: bool. Whether there is a pooler.
+        order: sequence of int or None. Which layer, numbered from 0, each step applies; one after the other by default.
     """
 
     def __init__(
@@ -43,18 +44,20 @@ class TextBackbone(keras.layers.Layer):
         hidden_dim: int,
         num_heads: int,
         intermediate_dim: int,
-        embedding_dim: int,
-        max_sequence_length: int,
-        num_segments: int,
-        dropout: float,
-        attention_dropout: float,
-        activation: str,
-        layer_norm_epsilon: float,
-        initializer_stddev: float,
-        use_pooler: bool,
+        embedding_dim: int | None = None,
+        max_sequence_length: int = 512,
+        num_segments: int = 2,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation: str = "gelu",
+        layer_norm_epsilon: float = 1e-12,
+        initializer_stddev: float = 0.02,
+        use_pooler: bool = True,
+        order: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        embedding_dim = hidden_dim if embedding_dim is None else embedding_dim
         sizes = dict(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -98,6 +101,8 @@ class TextBackbone(keras.layers.Layer):
         )
         self.embedding_map = None if embedding_dim == hidden_dim else self._dense("embedding_map")
         self.pooler = self._dense("pooler", "tanh") if use_pooler else None
+        self.order = list(range(num_layers) if order is None else order)
+        self.encoder_layers = [self._layer(index) for index in range(max(self.order) + 1)]
 
     def kernel_initializer(self) -> keras.initializers.Initializer:
         """Returns a new initializer of kernels."""
@@ -112,23 +117,18 @@ class TextBackbone(keras.layers.Layer):
             name=name,
         )
 
-    def set_layers(self, order: Sequence[int]) -> None:
-        """Makes the layers that an order names, numbered from 0, to be applied in that order."""
-        self.order = list(order)
-        self.encoder_layers = [
-            TransformerEncoderLayer(
-                self.num_heads,
-                self.intermediate_dim,
-                self.dropout,
-                self.attention_dropout,
-                ACTIVATIONS[self.activation],
-                self.layer_norm_epsilon,
-                kernel_initializer=self.kernel_initializer(),
-                dtype=self.dtype_policy,
-                name=f"layer_{index}",
-            )
-            for index in range(max(order) + 1)
-        ]
+    def _layer(self, index: int) -> TransformerEncoderLayer:
+        return TransformerEncoderLayer(
+            self.num_heads,
+            self.intermediate_dim,
+            self.dropout,
+            self.attention_dropout,
+            ACTIVATIONS[self.activation],
+            self.layer_norm_epsilon,
+            kernel_initializer=self.kernel_initializer(),
+            dtype=self.dtype_policy,
+            name=f"layer_{index}",
+        )
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables, from sizes alone."""
@@ -181,7 +181,7 @@ class TextBackbone(keras.layers.Layer):
         return outputs
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments that all backbones have."""
+        """Returns the constructor arguments."""
         return {
             **super().get_config(),
             "vocabulary_size": self.vocabulary_size,
@@ -189,6 +189,7 @@ class TextBackbone(keras.layers.Layer):
             "hidden_dim": self.hidden_dim,
             "num_heads": self.num_heads,
             "intermediate_dim": self.intermediate_dim,
+            "embedding_dim": self.embedding_dim,
             "max_sequence_length": self.max_sequence_length,
             "num_segments": self.num_segments,
             "dropout": self.dropout,
@@ -197,4 +198,5 @@ class TextBackbone(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_stddev": self.initializer_stddev,
             "use_pooler": self.use_pooler,
+            "order": self.order,
         }

@@ -24,47 +24,6 @@ from zoo.language.text_encoder import TextEncoder
 
 
 @keras.saving.register_keras_serializable(package="zoo")
-class BertBackbone(TextBackbone):
-    """The encoder of BERT; its arguments are those of `Bert`."""
-
-    def __init__(
-        self,
-        vocabulary_size: int,
-        num_layers: int,
-        hidden_dim: int,
-        num_heads: int,
-        intermediate_dim: int,
-        max_sequence_length: int = 512,
-        num_segments: int = 2,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        activation: str = "gelu",
-        layer_norm_epsilon: float = 1e-12,
-        initializer_stddev: float = 0.02,
-        use_pooler: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            vocabulary_size,
-            num_layers,
-            hidden_dim,
-            num_heads,
-            intermediate_dim,
-            hidden_dim,
-            max_sequence_length,
-            num_segments,
-            dropout,
-            attention_dropout,
-            activation,
-            layer_norm_epsilon,
-            initializer_stddev,
-            use_pooler,
-            **kwargs,
-        )
-        self.set_layers(range(num_layers))
-
-
-@keras.saving.register_keras_serializable(package="zoo")
 class Bert(TextEncoder):
     """BERT with a head.
 
@@ -119,21 +78,26 @@ class Bert(TextEncoder):
     ) -> None:
         super().__init__(head, sentence_loss, **kwargs)
         self.set_backbone(
-            BertBackbone(
+            TextBackbone(
                 vocabulary_size,
                 num_layers,
                 hidden_dim,
                 num_heads,
                 intermediate_dim,
-                max_sequence_length,
-                num_segments,
-                dropout,
-                attention_dropout,
-                activation,
-                layer_norm_epsilon,
-                initializer_stddev,
-                use_pooler,
+                max_sequence_length=max_sequence_length,
+                num_segments=num_segments,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
+                initializer_stddev=initializer_stddev,
+                use_pooler=use_pooler,
                 dtype=self.dtype_policy,
                 name="backbone",
             )
         )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        config = super().get_config()
+        return {name: value for name, value in config.items() if name not in ("embedding_dim", "order")}
