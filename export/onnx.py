@@ -45,7 +45,11 @@ def convert(
         ExportError: if an operation has no ONNX form, or the file is no valid ONNX.
     """
     with quiet(), collect_errors("tf2onnx") as errors:
-        model = _to_graph(traced.concrete, name)
+        try:
+            model = _to_graph(traced.concrete, name, copy=False)
+        except Exception:
+            # What an optimiser cannot do spoils the graph, unless it worked on a copy; copying takes longer than optimising
+            model = _to_graph(traced.concrete, name, copy=True)
     # The converter itself never fails: only its log says that it wrote an operation ONNX does not have.
     if errors:
         raise ExportError(f"ONNX cannot hold signature {name!r}. Received: {'; '.join(errors[:3])[:500]}")
@@ -61,7 +65,7 @@ def convert(
     return model
 
 
-def _to_graph(concrete: Any, name: str) -> onnx.ModelProto:
+def _to_graph(concrete: Any, name: str, copy: bool) -> onnx.ModelProto:
     """Does what `tf2onnx.convert.from_function` does, but optimises in an order that keeps the graph right.
 
     tf2onnx writes a `0` ("as in the input") into the target shapes of `Reshape` where it can, and joins two `Reshape`
@@ -85,14 +89,10 @@ def _to_graph(concrete: Any, name: str) -> onnx.ModelProto:
                 output_names=outputs,
                 tensors_to_rename=names,
             )
-            optimizers = optimizer._get_optimizers()
-            converted = optimizer.optimize_graph(converted, optimizers=_without(optimizers, "reshape_optimizer"))
-            converted = optimizer.optimize_graph(converted, optimizers=_without(optimizers, "remove_back_to_back"))
+            for without in ("reshape_optimizer", "remove_back_to_back"):
+                optimizers = {key: value for key, value in optimizer._get_optimizers().items() if key != without}
+                converted = optimizer.optimize_graph(converted, catch_errors=copy, optimizers=optimizers)
     return converted.make_model(name)
-
-
-def _without(optimizers: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in optimizers.items() if key != name}
 
 
 def check_inputs(model: onnx.ModelProto, name: str, expected: list[str]) -> None:

@@ -185,6 +185,26 @@ def test_onnx_reshapes_after_each_other_fail_in_tf2onnx_itself():
         session.run(None, {"x": np.zeros((3, 5, 4), "float32")})
 
 
+def test_onnx_is_right_after_an_optimiser_failed_half_way(dense_model, tmp_path, monkeypatch):
+    calls = []
+
+    def spoil(self, graph):
+        calls.append(graph)
+        graph.reset_nodes(graph.get_nodes()[:1])
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr(onnx.optimizer.IdentityOptimizer, "_optimize", spoil)
+    functions = traced(lambda x: {"y": dense_model(x)})
+    x = np.ones((2, 4), "float32")
+
+    model = onnx.convert(functions["predict"], "predict", output_dimensions={"y": ["batch", 4]})
+    (path,) = onnx.write({"predict": model}, tmp_path, "m")
+
+    assert len(calls) > 1
+    received = open_artifact("onnx", {"predict": path})("predict", {"x": x})["y"]
+    np.testing.assert_allclose(received, dense_model(x), atol=1e-5)
+
+
 def test_onnx_refuses_what_tf2onnx_writes_without_raising():
     functions = traced(lambda x: {"y": tf.math.digamma(x)})
 
