@@ -19,7 +19,8 @@ os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "TF_N
 os.environ |= {"OMP_NUM_THREADS": "1"}
 
 import numpy as np
-from workers import memory_megabytes
+
+from zoo.experiments.memory import resident_megabytes
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 SIZES = dict(vocabulary_size=32, num_layers=1, hidden_dim=64, num_heads=2, intermediate_dim=128)
@@ -109,9 +110,9 @@ def peak_megabytes(name: str, length: int) -> float:
 def measure_peak(name: str, length: int) -> float:
     """Peak resident memory of this process while it builds a model and reads, beyond that of a short text, in megabytes."""
     reader(name, SHORT)()
-    before = memory_megabytes("VmRSS")
+    before = resident_megabytes("VmRSS")
     reader(name, length)()
-    return memory_megabytes("VmHWM") - before
+    return resident_megabytes("VmHWM") - before
 
 
 def slope(curve: dict[int, float]) -> float:

@@ -8,12 +8,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def memory_megabytes(key: str) -> float:
-    """Resident memory of this process as Linux gives it: `VmRSS`, the present one, or `VmHWM`, the peak so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
 class Worker:
     """A process that runs one side.
 

@@ -20,6 +20,7 @@ import keras
 
 from zoo import catalog
 from zoo.experiments import language_models as lm
+from zoo.experiments.memory import resident_megabytes
 from zoo.experiments.report import Ledger, Progress, mean_and_std, spread, write_results
 from zoo.export import export_model
 
@@ -118,21 +119,16 @@ def run(arm: str, updates: int, seed: int) -> dict[str, Any]:
     model = build(arm)
     data = lm.stream_data(CHARACTERS // model.window_length)(model, DATASET, seed)
     lm.compiler(peak=2e-3, warmup_steps=100, clip_norm=0.25, final=1e-5)(model, updates)
-    before = _resident_megabytes("VmRSS")
+    before = resident_megabytes("VmRSS")
     start = time.process_time()
     model.fit(data.train, steps_per_epoch=updates, epochs=1, verbose=0, shuffle=False)
     found = {
         "cpu_milliseconds_per_update": 1e3 * (time.process_time() - start) / updates,
-        "training_megabytes": _resident_megabytes("VmHWM") - before,
+        "training_megabytes": resident_megabytes("VmHWM") - before,
         "bits_per_character": lm.evaluate(model, DATASET, "validation")["bits_per_character"],
         "parameters": model.count_params(),
     }
     return found | (_exported(model) if seed == 0 else {})
-
-
-def _resident_megabytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def _exported(model: RecurrentLanguageModel) -> dict[str, float]:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from zoo import catalog
 from zoo.experiments import language_models as lm
+from zoo.experiments.memory import resident_megabytes
 from zoo.experiments.report import Ledger, Progress, difference, mean_and_std, spread, write_results
 from zoo.layers.reversible import Branch
 from zoo.sequence.reformer import Reformer
@@ -199,15 +200,9 @@ def _measure(sender: Any, num_layers: int, reversible: bool, length: int) -> Non
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(), loss, jit_compile=False)
     ids = np.zeros((1, length), "int32")
-    before = _peak()
+    before = resident_megabytes("VmHWM")
     model.fit(ids, ids, epochs=2, verbose=0)
-    sender.send(_peak() - before)
-
-
-def _peak() -> float:
-    # Not `resource.getrusage`, whose peak a child takes over from its parent
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    sender.send(resident_megabytes("VmHWM") - before)
 
 
 # === Experiment ===
