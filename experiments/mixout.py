@@ -1,9 +1,9 @@
 """Mixout: how its checkpoint is trained, and what it does beside dropout and weight decay.
 
 First on digits, as in the paper's study: a perceptron, pretrained on images in place, is fine-tuned on 60 that are shifted
-by one pixel, with dropout or mixout of several probabilities. Then as the paper's experiments with BERT: the small ALBERT of
-this catalog is fine-tuned on two small tasks of texts, many times with other seeds, which draw the head, the order of
-examples and all masks; the training examples are the same.
+by one pixel, with dropout or mixout of several probabilities. Then as the paper's experiments with BERT: the small one of this
+catalog is fine-tuned on two small tasks of texts, many times with other seeds, which draw the head, the order of examples
+and all masks; the training examples are the same.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def reproduce(
         seeds: int. Runs of every arm.
         updates: int. Updates of a run on digits.
         text_updates: int. Updates of a run on texts.
-        weights: pretrained weights of ALBERT, see `zoo.get`.
-        network: mapping or None. Constructor arguments of ALBERT that differ from the preset's.
+        weights: pretrained weights of BERT, see `zoo.get`.
+        network: mapping or None. Constructor arguments of BERT that differ from the preset's.
         progress: callable that takes one line per run.
     """
     # Beside the weights, which cannot be written down
@@ -330,8 +330,8 @@ NUM_TEXTS = {LINES: (200, 400), TOPICS: (600, 311)}
 
 
 def text_model(weights: str | Path | None, network: Mapping[str, Any]) -> TextEncoder:
-    """Returns the pretrained ALBERT, with the tokenizer of `docstrings`."""
-    model = zoo.get("albert", weights=weights, **network)
+    """Returns the pretrained BERT, with the tokenizer of `docstrings`."""
+    model = zoo.get("bert", weights=weights, **network)
     model.set_assets({"tokenizer.json": docstrings.tokenizer_json()})
     return model
 
@@ -554,7 +554,7 @@ def _draw_texts(ledger: Ledger) -> Figure:
         axes.set(ylabel="test accuracy", title=title)
         axes.grid(alpha=0.3, axis="y")
         axes.legend(fontsize=8)
-    figure.suptitle("ALBERT fine-tuned from several seeds: each dot is a run", fontsize=11)
+    figure.suptitle("BERT fine-tuned from several seeds: each dot is a run", fontsize=11)
     return figure
 
 

@@ -996,7 +996,7 @@ def verdict_of(directory, accuracies, distances):
 
 @pytest.mark.slow
 def test_the_experiment_runs(tmp_path):
-    network = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 16, "embedding_dim": 8}
+    network = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 16}
     experiment.reproduce(tmp_path, seeds=2, updates=3, text_updates=2, weights=None, network=network)
     assert {path.name for path in tmp_path.iterdir()} == {
         "mixout.json", "mixout.runs.json", "mixout.png", "mixout_texts.png",
