@@ -1,9 +1,9 @@
 """Mixout: how its checkpoint is trained, and what it does beside dropout and weight decay.
 
 First on digits, as in the paper's study: a perceptron, pretrained on images in place, is fine-tuned on 60 that are shifted
-by one pixel, with dropout or mixout of several probabilities. Then as the paper's experiments with BERT: the small one of this
-catalog is fine-tuned on two small tasks of texts, many times with other seeds, which draw the head, the order of examples
-and all masks; the training examples are the same.
+by one pixel, with dropout or mixout of several probabilities. Then as the paper's experiments with BERT: the small one of
+this catalog is fine-tuned on two small tasks of texts, many times with other seeds, which draw the head, the order of
+examples and all masks; the training examples are the same.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def reproduce(
         progress: callable that takes one line per run.
     """
     # Beside the weights, which cannot be written down
-    settings = {"updates": updates, "text_updates": text_updates, **(network or {})}
+    settings = {"updates": updates, "text_updates": text_updates, "encoder": "bert", **(network or {})}
     ledger = Ledger(directory / "mixout.runs.json", settings)
     for seed in range(seeds):
         ledger.run(BEFORE, seed, lambda seed=seed: judge_digits(pretrained(seed), seed), progress)
