@@ -149,7 +149,13 @@ def import_tensorflow() -> None:
 
 
 # Experiments across methods
-EXPERIMENTS = ("compressed_networks", "compressed_transformer", "image_models", "long_range_language_models")
+EXPERIMENTS = (
+    "compressed_networks",
+    "compressed_transformer",
+    "fine_tuned_encoders",
+    "image_models",
+    "long_range_language_models",
+)
 
 
 def experiment(method: str) -> Any:
