@@ -631,7 +631,7 @@ def ledger_of(tmp_path, **changes):
     } | changes
     ledger = experiment.Ledger(tmp_path / "runs.json", {})
     ledger.run(experiment.WORDS, 0, lambda: {"sop_probe": good["floor"], "nsp_probe": good["floor"]}, lambda line: None)
-    for arm in (*experiment.ARMS, experiment.ADAMW):
+    for arm in (*experiment.ARMS, experiment.LAMB):
         task = "nsp" if arm == experiment.NSP else "sop"
         found = {
             "parameters": 1000 * (1 + len(arm)),
