@@ -3,12 +3,14 @@
     python benchmarks/reformer_memory.py
 
 What activations take is the peak of a process of its own over two training steps on a long text, beyond the same on a short
-one: weights, gradients and TensorFlow's graph are in both. And by how much the gradients of both networks differ.
+one: weights, gradients and TensorFlow's graph are in both. Allocation is not the same in each process, so medians of
+several count. And by how much the gradients of both networks differ.
 """
 
 import argparse
 import json
 import os
+import statistics
 from pathlib import Path
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
@@ -50,7 +52,8 @@ def table(results: dict) -> str:
         "",
         f"`python benchmarks/reformer_memory.py`: Reformer of width {MEMORY['hidden_dim']} on one text of "
         f"{MEMORY['window_length']:,} tokens with LSH attention. Peak memory in megabytes beyond that of a text of {SHORT} "
-        "tokens, a process each: what activations take, without weights, gradients and TensorFlow's graph.",
+        f"tokens, a process each, medians of {results['runs']}: what activations take, without weights, gradients and "
+        "TensorFlow's graph.",
         "",
         f"| | {' | '.join(f'{depth} layers' for depth in DEPTHS)} | {DEPTHS[-1]} / {DEPTHS[0]} layers |",
         f"|---|{'---|' * (len(DEPTHS) + 1)}",
@@ -66,12 +69,19 @@ def table(results: dict) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "results" / "benchmarks")
+    parser.add_argument("--runs", type=int, default=3, help="processes of each kind, depth and length (default: 3)")
     options = parser.parse_args()
+    measured = {
+        kind: {depth: [activation_megabytes(depth, reversible) for _ in range(options.runs)] for depth in DEPTHS}
+        for kind, reversible in KINDS.items()
+    }
     results = {
+        "runs": options.runs,
         "megabytes": {
-            kind: {depth: activation_megabytes(depth, reversible) for depth in DEPTHS}
-            for kind, reversible in KINDS.items()
+            kind: {depth: statistics.median(values) for depth, values in curve.items()}
+            for kind, curve in measured.items()
         },
+        "megabytes_of_runs": measured,
         "gradient_difference": {depth: gradient_difference(depth) for depth in DEPTHS},
     }
     options.output.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,7 @@ def test_the_verdict_follows_the_numbers(tmp_path):
     ledger = Ledger(tmp_path / "runs.json", {})
     for seed in range(2):
         for method, lost in (("bert", 0.0), ("albert", 0.1)):
-            files = {
-                name: file_result(0.8 - lost * name.endswith("/int8"), 1000.0, True) for name in experiment.FILES
-            }
+            files = {name: file_result(0.8 - lost * name.endswith("/int8"), 1000.0, True) for name in experiment.FILES}
             files["litert/int8"] = file_result(0.8 - lost, 250.0, lost == 0 or seed == 0)
             ledger.run(method, seed, lambda files=files: {"accuracy": 0.8, **files}, print)
 
