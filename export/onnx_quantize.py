@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as ort_quantization
 from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
@@ -22,6 +23,8 @@ from zoo.export.onnx import for_each, shorten_names
 from zoo.export.quantize import BLOCK, FULL, RESTRICTED, Candidate
 from zoo.export.quiet import quiet
 
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _WEIGHTED_OPS = ("MatMul", "Conv", "Gemm")
 Models = Mapping[str, onnx.ModelProto]
 Change = Callable[[str, onnx.ModelProto], onnx.ModelProto]
@@ -79,10 +82,56 @@ def _compressed(models: Models, change: Change, must_shrink: bool) -> dict[str, 
 
 
 def _float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    converted = float16.convert_float_to_float16(model, keep_io_types=True)
+    converted = float16.convert_float_to_float16(_with_integers(model), keep_io_types=True)
     # The converter appends the casts of the inputs behind the nodes that read them, which is not valid ONNX.
     OnnxModel.graph_topological_sort(converted.graph)
     return converted
+
+
+def _with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a copy in which integers are compared as such.
+
+    tf2onnx compares them as floats, with casts before and after. Among them are the ends of slices, up to 1e9, and token ids,
+    which float16 does not hold.
+    """
+    model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    sources = {cast.output[0]: cast.input[0] for cast in graph.node if types.get(_cast_source(cast)) in _INTEGERS}
+    readers = collections.defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    nodes = []
+    for node in graph.node:
+        back = readers[node.output[0]] if node.op_type in ("Max", "Min") else []
+        compares = node.op_type in _COMPARISONS or (back and all(_cast_source(cast) for cast in back))
+        counts = [name in sources for name in node.input]
+        if (
+            compares
+            and any(counts)
+            and all(is_cast or n in constants for n, is_cast in zip(node.input, counts, strict=True))
+        ):
+            for place, name in enumerate(node.input):
+                node.input[place] = exact = f"{node.output[0]}_{place}"
+                if name in sources:
+                    nodes.append(helper.make_node("Cast", [sources[name]], [exact], name=exact, to=TensorProto.INT64))
+                else:
+                    graph.initializer.append(numpy_helper.from_array(constants[name].astype("int64"), exact))
+            if back:
+                node.output[0] = f"{node.output[0]}_integer"
+                for cast in back:
+                    cast.input[0] = node.output[0]
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if not _cast_source(node) or node.output[0] in used)
+    return model
+
+
+def _cast_source(node: onnx.NodeProto) -> str | None:
+    return node.input[0] if node.op_type == "Cast" else None
 
 
 def _to_file(quantize: Callable[[str], Any]) -> onnx.ModelProto:

@@ -1,10 +1,14 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from zoo.export import ExportError, GateError, export_model
+from zoo.export import ExportError, GateError, export_model, onnx
+from zoo.export.onnx_quantize import _float16
 from zoo.export.quantize import FULL, RESTRICTED
-from zoo.model import TaskMetric
+from zoo.export.runners import open_artifact
+from zoo.export.signatures import trace
+from zoo.model import Signature, Spec, TaskMetric
 
 COMPRESSED = ("float16", "dynamic_int8", "weight_only_int8", "int4", "int8")
 RUNTIMES = ("litert", "onnx")
@@ -141,3 +145,20 @@ def test_large_tensors_survive_the_embedding_of_metadata(tmp_path, mode):
 def test_static_ranges_need_inputs_of_the_right_shape(conv_classifier, tmp_path):
     with pytest.raises(ValueError, match="must have shape"):
         export_model(conv_classifier, tmp_path / "b", ["onnx"], "int8", calibration=[np.zeros((1, 4, 4, 1), "float32")])
+
+
+def test_float16_leaves_integers_whole(tmp_path):
+    def count(ids):
+        """Two ids that are the same number in float16, and a length that is none."""
+        known, length = ids < 30_001, tf.minimum(tf.maximum(tf.shape(ids)[1], 2), 1_000_000)
+        return {"y": tf.where(known, 1.5, 0.25)[:, :length], "length": tf.cast(length, "float32") / 4}
+
+    ids = np.array([[30_000, 30_002, 1, 7]], "int32")
+    functions = trace({"predict": Signature(count, {"ids": Spec(("batch", "time"), "int32")}, {"y": "", "length": ""})})
+    model = onnx.convert(functions["predict"], "m", output_dimensions={"y": ["batch", "time"], "length": []})
+    (path,) = onnx.write({"predict": _float16(model)}, tmp_path, "m")
+
+    found = open_artifact("onnx", {"predict": path})("predict", {"ids": ids})
+
+    np.testing.assert_array_equal(found["y"], [[1.5, 0.25, 1.5, 1.5]])
+    assert found["length"] == 1
