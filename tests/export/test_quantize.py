@@ -162,3 +162,15 @@ def test_float16_leaves_integers_whole(tmp_path):
 
     np.testing.assert_array_equal(found["y"], [[1.5, 0.25, 1.5, 1.5]])
     assert found["length"] == 1
+
+
+def test_float16_asks_float32_what_is_infinite(tmp_path):
+    functions = trace(
+        {"predict": Signature(lambda x: {"y": tf.math.is_inf(2 * x)}, {"x": Spec(("batch", 2))}, {"y": ""})}
+    )
+    model = onnx.convert(functions["predict"], "m", output_dimensions={"y": ["batch", 2]})
+    (path,) = onnx.write({"predict": _float16(model)}, tmp_path, "m")
+
+    found = open_artifact("onnx", {"predict": path})("predict", {"x": np.array([[np.inf, 1]], "float32")})
+
+    assert found["y"].tolist() == [[True, False]]
