@@ -1,5 +1,7 @@
 """The base of encoder-decoders, on one that writes its source again, and the experiments' data."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -251,4 +253,7 @@ OF_ITS_OWN = (check_facts, check_parameter_count)
     ids=lambda check: check.__name__,
 )
 def test_conformance_of_translators(method, check, pairs, tmp_path):
-    check(Subject.of_method(method, tmp_path, "iso_names"))
+    subject = Subject.of_method(method, tmp_path, "iso_names")
+    # The shipped weights know other characters than `pairs` has
+    subject.preset = dataclasses.replace(subject.preset, weights=None)
+    check(subject)
