@@ -3,8 +3,8 @@
     python benchmarks/reformer_memory.py
 
 What activations take is the peak of a process of its own over two training steps on a long text, beyond the same on a short
-one: weights, gradients and TensorFlow's graph are in both. Allocation is not the same in each process, so medians of
-several count. And by how much the gradients of both networks differ.
+one: weights, gradients and TensorFlow's graph are in both. Freed memory goes back at once there, or else the heap's growth,
+which differs between processes, would count. And by how much the gradients of both networks differ.
 """
 
 import argparse
