@@ -52,9 +52,9 @@ def table(results: dict) -> str:
         "",
         f"`python benchmarks/reformer_memory.py --runs {results['runs']}`: Reformer of width {MEMORY['hidden_dim']} on "
         f"one text of {MEMORY['window_length']:,} tokens with LSH attention. Peak memory in megabytes beyond that of a "
-        f"text of {SHORT} tokens, a process each, medians of {results['runs']}: what activations take, without weights, gradients and "
-        "TensorFlow's graph. What preparing that graph takes for a while grows with depth and is in the short text's peak "
-        "only, so that the difference may fall.",
+        f"text of {SHORT} tokens, a process each, medians of {results['runs']}: what activations take, without weights, "
+        "gradients and TensorFlow's graph. What preparing that graph takes for a while grows with depth and is in the "
+        "short text's peak only, so that the difference may fall.",
         "",
         f"| | {' | '.join(f'{depth} layers' for depth in DEPTHS)} | {DEPTHS[-1]} / {DEPTHS[0]} layers |",
         f"|---|{'---|' * (len(DEPTHS) + 1)}",
