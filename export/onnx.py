@@ -48,7 +48,8 @@ def convert(
         try:
             model = _to_graph(traced.concrete, name, copy=False)
         except Exception:
-            # What an optimiser cannot do spoils the graph, unless it worked on a copy; copying takes longer than optimising
+            # Of any kind, as tf2onnx itself takes them. What an optimiser cannot do spoils the graph, unless it worked on a
+            # copy; copying takes longer than optimising. An error of the conversion comes again
             model = _to_graph(traced.concrete, name, copy=True)
     # The converter itself never fails: only its log says that it wrote an operation ONNX does not have.
     if errors:
