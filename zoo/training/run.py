@@ -85,6 +85,8 @@ def train(
             model = catalog.get(recipe.method, recipe.preset, weights=None, **recipe.overrides(dataset))
             recipe.prepare(model, dataset)
             recipe.compile(model, epochs * steps_per_epoch)
+            # Moments that are made within the first step have it traced twice
+            model.optimizer.build(model.trainable_variables)
         return model
 
     model = fit_best(
