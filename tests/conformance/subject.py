@@ -15,6 +15,7 @@ from zoo import checkpoints
 from zoo.catalog import Method
 from zoo.export import FORMATS, ExportReport, export_model
 from zoo.model import Arrays, Signature, ZooModel
+from zoo.training.checkpoint import TrainingCheckpoint
 from zoo.training.recipe import Recipe
 from zoo.training.run import find_recipe
 
@@ -33,10 +34,12 @@ class Training:
     Args:
         losses: float array `(steps,)`, of all phases; the last one has `STEPS` of them.
         weights: list of arrays. All variables after `SHORT` steps.
+        resumed_weights: list of arrays. The same, of a training that goes on from a checkpoint of the start.
     """
 
     losses: np.ndarray
     weights: list[np.ndarray]
+    resumed_weights: list[np.ndarray]
 
 
 class Subject:
@@ -94,30 +97,31 @@ class Subject:
 
     # === Training ===
 
-    def train(self, steps: int) -> Training:
+    @cached_property
+    def training(self) -> Training:
         """Runs `fit` on one batch, over and over, with the recipe's optimiser and loss."""
         # As `zoo.training.run.train` does: without it some operations add in any order.
         tf.config.experimental.enable_op_determinism()
-        model = self.build()
-        self.recipe.compile(model, self._all_steps)
-        snapshot = _Snapshot(SHORT)
-        history = model.fit(
-            self._one_batch(model), epochs=steps, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=[snapshot]
-        )
-        return Training(np.array(history.history["loss"]), snapshot.weights)
+        model, steps = self.build(), round(STEPS / (1 - self.recipe.last_phase))
+        self.recipe.compile(model, steps)
+        model.optimizer.build(model.trainable_variables)
+        checkpoint, snapshot = TrainingCheckpoint(self.work / "training.npz", "loss"), _Snapshot(SHORT)
+        checkpoint.set_model(model)
+        checkpoint.save()
+        history = self._fit(model, steps, snapshot)
+        checkpoint.restore(model)
+        # The step that is compiled already, which takes longer than its execution
+        self._fit(model, SHORT)
+        return Training(np.array(history.history["loss"]), snapshot.weights, values(model))
 
-    @property
-    def _all_steps(self) -> int:
-        return round(STEPS / (1 - self.recipe.last_phase))
+    def _fit(self, model: ZooModel, steps: int, *callbacks: keras.callbacks.Callback) -> keras.callbacks.History:
+        data = tf.data.Dataset.from_tensors(self.first_batch(model)).repeat()
+        return model.fit(data, epochs=steps, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=list(callbacks))
 
-    def _one_batch(self, model: ZooModel) -> tf.data.Dataset:
+    def first_batch(self, model: ZooModel) -> Any:
+        """Returns the first rows of what the recipe trains with."""
         batch = next(iter(self.recipe.data(model, self.dataset, SEED).train))
-        return tf.data.Dataset.from_tensors(keras.tree.map_structure(lambda tensor: tensor[:ROWS], batch)).repeat()
-
-    @cached_property
-    def training(self) -> Training:
-        """One long training."""
-        return self.train(self._all_steps)
+        return keras.tree.map_structure(lambda tensor: tensor[:ROWS], batch)
 
     # === Export ===
 
