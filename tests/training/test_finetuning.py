@@ -463,17 +463,42 @@ def question(words, context="The Mean of all values, and an axis.", **changes):
 
 def test_answers_are_found_through_the_offsets(tmp_path, pretrained):
     context = "The Mean of all values, and an axis of many other words that do not fit."
-    rows = [question(answer, context) for answer in ("Mean of all", "values", "The", "fit")]
-    task = read_task(write_jsonl(tmp_path / "a.jsonl", rows), "question_answering", validation=tmp_path / "a.jsonl")
+    answers = ["Mean of all", "values", "The", "fit"]
+    path = write_jsonl(tmp_path / "a.jsonl", [question(answer, context) for answer in answers])
+    task = read_task(path, "question_answering", validation=path)
     model = classifier(pretrained, head="question_answering")
-    inputs, targets = task.encode(model, "validation")
+    inputs, targets = task.encode(model, "train")
 
-    for row, answer in enumerate(["mean of all", "values", "the"]):
-        first, last = (int(targets[f"{end}_positions"][row]) for end in ("start", "end"))
-        assert model.tokenizer.decode(inputs["token_ids"][row, first : last + 1].tolist()) == answer
+    found = []
+    for row, (first, last) in enumerate(zip(targets["start_positions"], targets["end_positions"], strict=True)):
+        found.append(model.tokenizer.decode(inputs["token_ids"][row, first : last + 1].tolist()))
         assert inputs["segment_ids"][row, first : last + 1].all()
-    assert targets["start_positions"][3] == targets["end_positions"][3] == -1, "cut off"
-    assert len(task.encode(model, "train")[1]["start_positions"]) == 3
+    assert set(found) == {answer.lower() for answer in answers}, "in a later window too"
+    _, held_out = task.encode(model, "validation")
+    whole = held_out["start_positions"] >= 0
+    assert whole.sum() == len(found) < len(whole) and (held_out["end_positions"][~whole] == -1).all()
+
+
+def test_an_answer_that_no_window_holds_is_left_out(tmp_path, pretrained, caplog):
+    context = "The Mean of all values, and an axis of many other words that do not fit."
+    rows = [question("Mean of all", context), question(context, context)]
+    task = read_task(write_jsonl(tmp_path / "a.jsonl", rows), "question_answering", validation=tmp_path / "a.jsonl")
+    task.encode(classifier(pretrained, head="question_answering"), "train")
+    assert "1 of 2 train examples have an answer that no window holds" in caplog.text
+
+
+def test_the_best_window_answers(tmp_path, pretrained):
+    context = "The Mean of all values, and an axis of many other words that do not fit."
+    path = write_jsonl(tmp_path / "a.jsonl", [question("fit", context), question("Mean", context)])
+    task = read_task(path, "question_answering", validation=path)
+    model = classifier(pretrained, head="question_answering")
+    fit = model.tokenizer.token_to_id("fit")
+
+    def run(name, inputs):
+        logits = 5.0 * (inputs["token_ids"] == fit)
+        return {"start_logits": logits, "end_logits": logits}
+
+    assert task.scores(model, run, "validation") == {"exact_match": 0.5, "f1": 0.5}
 
 
 def test_the_best_answer_is_the_best_pair_of_places(pretrained):
@@ -487,7 +512,7 @@ def test_the_best_answer_is_the_best_pair_of_places(pretrained):
         pairs = [(start[a] + end[b], a, b) for a in places for b in places if a <= b]
         _, a, b = max(pairs)
         expected = context[encoding.offsets[a][0] : encoding.offsets[b][1]]
-        assert best_answer(encoding, context, start, end) == expected
+        assert best_answer(encoding, context, start, end) == (pytest.approx(start[a] + end[b]), expected)
     example = Question("What is it?", context, 4, "mean")
     first, last = answer_tokens(encoding, example)
     assert first == last and encoding.offsets[first] == (4, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import re
 import string
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 PAIR_COLUMN = "text_pair"
-# Tokens of the longest answer that is looked for
-ANSWER_TOKENS = 30
+# Tokens of the longest answer that is looked for, and those that windows of a context share, where there is room
+ANSWER_TOKENS, WINDOW_OVERLAP = 30, 128
 
 
 def _warn_of_cuts(inputs: Arrays, split: str) -> None:
@@ -294,7 +295,7 @@ class Question(NamedTuple):
 class QuestionAnswering(Task):
     """Answers that are parts of a context.
 
-    A context that is too long is cut. A train example whose answer is cut off is left out; a held-out one is a miss.
+    A context that is too long is read in windows that overlap; the answer is the best one of all windows.
 
     Args:
         splits: see `Task`; each a list of `Question`.
@@ -303,7 +304,7 @@ class QuestionAnswering(Task):
         labels: None: there are no classes.
 
     Reference:
-        Rajpurkar et al. 2016, "SQuAD", section 6.1.
+        Rajpurkar et al. 2016, "SQuAD", section 6.1; Devlin et al. 2019, section 4.2.
     """
 
     head = "question_answering"
@@ -324,43 +325,54 @@ class QuestionAnswering(Task):
         """Reads the rows of a file."""
         return [_question(row) for row in rows]
 
-    def _encodings(self, model: TextEncoder, split: str) -> list[Encoding]:
+    def _windows(self, model: TextEncoder, split: str) -> tuple[list[Encoding], list[int]]:
+        """Returns each question with a window of its context, and which example it is of."""
         part, length = self.splits[split], model.sequence_length
         tokenizer = own_copy(model.tokenizer)
-        tokenizer.enable_truncation(length, strategy="only_second")
-        try:
-            return tokenizer.encode_batch([(example.question, example.context) for example in part])
-        except Exception as error:  # the library raises bare `Exception`
-            raise ValueError(f"Every question must leave room for its context in {length} tokens: {error}") from error
+        questions = tokenizer.encode_batch_fast([example.question for example in part])
+        longest = max(len(encoding.ids) for encoding in questions)
+        # A context has one special token after it
+        room = length - longest - 1
+        if room < 1:
+            raise ValueError(
+                f"Every question must leave room for its context in {length} tokens. Received: one of {longest} tokens"
+            )
+        tokenizer.enable_truncation(length, stride=min(WINDOW_OVERLAP, room // 2), strategy="only_second")
+        encodings = tokenizer.encode_batch([(example.question, example.context) for example in part])
+        windows = [[first, *first.overflowing] for first in encodings]
+        return list(itertools.chain(*windows)), [row for row, each in enumerate(windows) for _ in each]
 
     def encode(self, model: TextEncoder, split: str) -> tuple[Any, Any]:
-        """Returns tokens of question and context, and the places of the answer's first and last token."""
-        encodings = self._encodings(model, split)
+        """Returns tokens of question and context, and the places of the answer's first and last token.
+
+        Windows of train contexts without the whole answer are left out; those of others have the place -1.
+        """
+        windows, rows = self._windows(model, split)
+        part = self.splits[split]
         places = np.array(
-            [answer_tokens(encoding, example) for encoding, example in zip(encodings, self.splits[split], strict=True)],
-            "int32",
+            [answer_tokens(window, part[row]) for window, row in zip(windows, rows, strict=True)], "int32"
         )
-        inputs = padded(encodings, model.sequence_length, special_ids(model.tokenizer).padding)
-        there = places[:, 0] >= 0
+        inputs = padded(windows, model.sequence_length, special_ids(model.tokenizer).padding)
         if split == "train":
-            if not there.all():
-                _logger.warning("%d of %d train examples have their answer cut off", (~there).sum(), len(there))
-            require(there.any(), "sequence_length", "enough for some train answers", model.sequence_length)
-            inputs, places = {name: array[there] for name, array in inputs.items()}, places[there]
+            whole = places[:, 0] >= 0
+            missing = len(part) - len(set(np.array(rows)[whole]))
+            if missing:
+                _logger.warning("%d of %d train examples have an answer that no window holds", missing, len(part))
+            require(whole.any(), "sequence_length", "enough for some train answers", model.sequence_length)
+            inputs, places = {name: array[whole] for name, array in inputs.items()}, places[whole]
         return inputs, {"start_positions": places[:, 0], "end_positions": places[:, 1]}
 
     def scorer(self, model: TextEncoder, split: str) -> Callable[[Runner], dict[str, float]]:
         """Returns the function that computes `exact_match` and `f1` of the answers' words."""
-        encodings, part = self._encodings(model, split), self.splits[split]
-        inputs = padded(encodings, model.sequence_length, special_ids(model.tokenizer).padding)
+        (windows, rows), part = self._windows(model, split), self.splits[split]
+        inputs = padded(windows, model.sequence_length, special_ids(model.tokenizer).padding)
 
         def score(run: Runner) -> dict[str, float]:
             outputs = run_predict(run, inputs)
-            logits = zip(outputs["start_logits"], outputs["end_logits"], strict=True)
-            answers = [
-                best_answer(encoding, example.context, *both)
-                for encoding, example, both in zip(encodings, part, logits, strict=True)
-            ]
+            best = [(-np.inf, "")] * len(part)
+            for row, window, *logits in zip(rows, windows, outputs["start_logits"], outputs["end_logits"], strict=True):
+                best[row] = max(best[row], best_answer(window, part[row].context, *logits))
+            answers = [answer for _, answer in best]
             matches = [answer_words(a) == answer_words(e.answer) for a, e in zip(answers, part, strict=True)]
             overlaps = [answer_f1(a, e.answer) for a, e in zip(answers, part, strict=True)]
             return {"exact_match": float(np.mean(matches)), "f1": float(np.mean(overlaps))}
@@ -389,36 +401,39 @@ def _context_places(encoding: Encoding) -> list[int]:
 
 
 def answer_tokens(encoding: Encoding, example: Question) -> tuple[int, int]:
-    """Returns the places of the first and the last token of an answer; -1 where it is cut off.
+    """Returns the places of the first and the last token of an answer; -1 where a window does not hold all of it.
 
     Args:
-        encoding: `Encoding` of question and context.
+        encoding: `Encoding` of a question and a window of its context.
         example: `Question`.
     """
     end = example.start + len(example.answer.rstrip())
     start = end - len(example.answer.strip())
     places = [p for p in _context_places(encoding) if encoding.offsets[p][1] > start and encoding.offsets[p][0] < end]
-    if not places or encoding.offsets[places[-1]][1] < end:
+    if not places or encoding.offsets[places[0]][0] > start or encoding.offsets[places[-1]][1] < end:
         return -1, -1
     return places[0], places[-1]
 
 
-def best_answer(encoding: Encoding, context: str, start_logits: np.ndarray, end_logits: np.ndarray) -> str:
-    """Returns the part of a context with the largest sum of logits, of at most `ANSWER_TOKENS` tokens.
+def best_answer(
+    encoding: Encoding, context: str, start_logits: np.ndarray, end_logits: np.ndarray
+) -> tuple[float, str]:
+    """Returns the largest sum of logits and the part of a context that has it, of at most `ANSWER_TOKENS` tokens.
 
     Args:
-        encoding: `Encoding` of question and context.
+        encoding: `Encoding` of a question and a window of its context.
         context: str.
         start_logits: float array `(length,)`.
         end_logits: float array `(length,)`.
     """
     places = np.array(_context_places(encoding))
     if not len(places):
-        return ""
+        return -np.inf, ""
     sums = start_logits[places][:, None] + end_logits[places][None]
     allowed = np.triu(np.ones(sums.shape, bool)) & ~np.triu(np.ones(sums.shape, bool), ANSWER_TOKENS)
     first, last = np.unravel_index(np.where(allowed, sums, -np.inf).argmax(), sums.shape)
-    return context[encoding.offsets[places[first]][0] : encoding.offsets[places[last]][1]]
+    answer = context[encoding.offsets[places[first]][0] : encoding.offsets[places[last]][1]]
+    return float(sums[first, last]), answer
 
 
 def answer_words(answer: str) -> list[str]:
