@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -228,8 +228,8 @@ def wordpiece_from_vocabulary(content: bytes, settings: Mapping[str, Any]) -> by
 
 # === SentencePiece ===
 
-# Kinds of pieces in a SentencePiece model: control symbols and those of users
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+# The model, and the kinds of pieces that are symbols, as SentencePiece numbers them
+_UNIGRAM, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
 def unigram_from_sentencepiece(content: bytes, settings: Mapping[str, Any]) -> bytes:
@@ -243,31 +243,28 @@ def unigram_from_sentencepiece(content: bytes, settings: Mapping[str, Any]) -> b
         The content of a `tokenizer.json`.
 
     Raises:
+        ImportError: without the package `sentencepiece`.
         ValueError: if it is malformed, another kind of model, or lacks the special tokens.
     """
-    try:
-        fields = list(_fields(content))
-        pieces = [_piece(value) for number, value in fields if number == 1]
-        trainer, normalizer = (dict(_fields(b"".join(v for n, v in fields if n == part))) for part in (2, 3))
-    except (IndexError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"`spiece.model` is no valid model: {error}. Received: {len(content)} bytes") from error
-    kind, unknown = trainer.get(3, 1), [index for index, piece in enumerate(pieces) if piece[2] == _UNKNOWN]
-    valid = kind == 1 and len(unknown) == 1
+    model = _parse_sentencepiece(content)
+    kind, pieces = model.trainer_spec.model_type, model.pieces
+    unknown = [index for index, piece in enumerate(pieces) if piece.type == _UNKNOWN]
+    valid = kind == _UNIGRAM and len(unknown) == 1
     require(valid, "spiece.model", "a unigram model with one unknown piece", f"type {kind}, unknown pieces {unknown}")
     # Pieces such as "5," would hide the number from what was learned without them
-    vocabulary = [(text, score - 100 if _ends_number(text) else score) for text, score, _ in pieces]
+    vocabulary = [(each.piece, each.score - 100 if _ends_number(each.piece) else each.score) for each in pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unknown[0], byte_fallback=False))
     steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not settings.get("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if settings.get("do_lower_case", True):
         steps.append(normalizers.Lowercase())
-    if normalizer.get(2):
-        steps.append(normalizers.Precompiled(normalizer[2]))
+    if model.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = [text for text, _, kind in pieces if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
+    special = [each.piece for each in pieces if each.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)]
     tokenizer.add_special_tokens(special)
     _frame(tokenizer)
     return tokenizer.to_str().encode()
@@ -277,45 +274,16 @@ def _ends_number(piece: str) -> bool:
     return len(piece) >= 2 and piece[-1] == "," and piece[-2].isdigit()
 
 
-def _piece(content: bytes) -> tuple[str, float, int]:
-    """Reads one piece: its text, score and kind."""
-    fields = dict(_fields(content))
-    score = float(np.frombuffer(fields[2], "<f4")[0]) if 2 in fields else 0.0
-    return fields.get(1, b"").decode(), score, fields.get(3, 1)
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Reads a protocol buffer: number and value of each field, ints as such, all else as bytes."""
-    place = 0
-    while place < len(content):
-        key, place = _varint(content, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, place = _varint(content, place)
-            yield number, value
-            continue
-        if wire == 2:
-            size, place = _varint(content, place)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"unknown wire type {wire} at byte {place}")
-        if place + size > len(content):
-            raise ValueError(f"the file ends within a field at byte {place}")
-        yield number, content[place : place + size]
-        place += size
-
-
-def _varint(content: bytes, place: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = content[place]
-        value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 128:
-            return value, place
-        if shift > 63:
-            raise ValueError(f"a number is too long at byte {place}")
+def _parse_sentencepiece(content: bytes) -> Any:
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    except ImportError as error:
+        raise ImportError("A `spiece.model` needs sentencepiece: pip install 'method-zoo[hub]'") from error
+    try:
+        return ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ValueError(f"`spiece.model` is no valid model: {error}. Received: {len(content)} bytes") from error
 
 
 def tokenizer_of(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> bytes | None:
