@@ -9,7 +9,8 @@ import sys
 import time
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-os.environ |= {"KERAS_BACKEND": "tensorflow"}
+# PyTorch calls oneDNN on all processors, TensorFlow of its own accord only on some
+os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "1"}
 
 import keras
 import numpy as np

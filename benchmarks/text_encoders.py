@@ -4,7 +4,7 @@
 
 The first PATH is a Python with `torch` and `transformers`, the second one with `keras-hub` and TensorFlow. All encode as many
 tokens, without padding, in float32. A training step is the forward and backward pass of a classifier of the pooled first
-token, with dropout. All take turns.
+token, with dropout. All take turns. TensorFlow's oneDNN kernels are on, `TF_ENABLE_ONEDNN_OPTS=1`, as PyTorch's always are.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def table(results: dict, rounds: int) -> str:
         "",
         "`python benchmarks/text_encoders.py --torch-python PATH --keras-hub-python PATH "
         f"--rounds {rounds}`: base size, {BATCH} texts of {LENGTH} tokens, CPU seconds on one thread, median (quartiles), "
-        "all in turn; beside each our time as a share of it.",
+        "all in turn; beside each our time as a share of it. `TF_ENABLE_ONEDNN_OPTS=1`, which TensorFlow does not set on all "
+        "processors: oneDNN's kernels, which PyTorch always calls.",
         "",
         f"| | | parameters | {' | '.join(f'{kind} | zoo / it' for kind in WORK)} |",
         f"|---|---|---|{'---|---|' * len(WORK)}",

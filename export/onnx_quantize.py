@@ -6,7 +6,7 @@ import collections
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    sources = {cast.output[0]: cast.input[0] for cast in graph.node if types.get(_cast_source(cast)) in _INTEGERS}
+    casts = {cast.output[0]: cast.input[0] for cast in graph.node if types.get(_cast_source(cast)) in _INTEGERS}
     readers = collections.defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -108,17 +108,11 @@ def _with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = []
     for node in graph.node:
         back = readers[node.output[0]] if node.op_type in ("Max", "Min") else []
-        compares = node.op_type in _COMPARISONS or (back and all(_cast_source(cast) for cast in back))
-        counts = [name in sources for name in node.input]
-        if (
-            compares
-            and any(counts)
-            and all(is_cast or n in constants for n, is_cast in zip(node.input, counts, strict=True))
-        ):
+        if _compares_integers(node, back, casts, constants):
             for place, name in enumerate(node.input):
                 node.input[place] = exact = f"{node.output[0]}_{place}"
-                if name in sources:
-                    nodes.append(helper.make_node("Cast", [sources[name]], [exact], name=exact, to=TensorProto.INT64))
+                if name in casts:
+                    nodes.append(helper.make_node("Cast", [casts[name]], [exact], name=exact, to=TensorProto.INT64))
                 else:
                     graph.initializer.append(numpy_helper.from_array(constants[name].astype("int64"), exact))
             if back:
@@ -130,6 +124,15 @@ def _with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(node for node in nodes if not _cast_source(node) or node.output[0] in used)
     return model
+
+
+def _compares_integers(
+    node: onnx.NodeProto, back: Sequence[onnx.NodeProto], casts: Collection[str], constants: Collection[str]
+) -> bool:
+    """Whether all that a node compares are integers cast to floats; `back` reads the largest or smallest one."""
+    compares = node.op_type in _COMPARISONS or (back and all(_cast_source(cast) for cast in back))
+    known = all(name in casts or name in constants for name in node.input)
+    return bool(compares) and known and any(name in casts for name in node.input)
 
 
 def _cast_source(node: onnx.NodeProto) -> str | None:

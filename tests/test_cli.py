@@ -579,6 +579,7 @@ def test_compress_shows_before_and_after(capsys, tmp_path):
     assert "--overwrite" in refused(capsys, *words)
 
 
+@pytest.mark.slow
 def test_compress_learns_bits_within_a_budget(capsys, tmp_path):
     """From four bits, 49 KB, to three and two."""
     import keras
