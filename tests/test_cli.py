@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import resource
 import subprocess
@@ -34,6 +35,15 @@ def refused(capsys, *words):
     assert "Traceback" not in err
     assert "error: " in last
     return last
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_fast_kernels_are_on_unless_chosen_otherwise(chosen, capsys, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    assert run(capsys, "list", "nice")[0] == 0
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == (chosen or "1")
 
 
 @pytest.fixture(scope="module")
