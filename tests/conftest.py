@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# As the command line does, so that what it computes here equals what it computes in a process of its own
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import sys
 from pathlib import Path
