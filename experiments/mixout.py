@@ -555,7 +555,7 @@ def _draw_texts(ledger: Ledger) -> Figure:
         title = f"{name[0].upper()}{name[1:]}, {NUM_TEXTS[name][0]} training examples"
         axes.set(ylabel="test accuracy", title=title)
         axes.grid(alpha=0.3, axis="y")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left")
     figure.suptitle("BERT fine-tuned from several seeds: each dot is a run", fontsize=11)
     return figure
 
