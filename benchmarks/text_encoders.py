@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from workers import HERE, Worker, interleaved
+from workers import HERE, Worker, interleaved, processor
 
 BATCH, LENGTH, NUM_CLASSES = 8, 128, 2
 SIZES = dict(num_layers=12, hidden_dim=768, num_heads=12, intermediate_dim=3072, dropout=0.1)
@@ -45,9 +45,10 @@ def table(results: dict, rounds: int) -> str:
         "# Text encoders against PyTorch and KerasHub",
         "",
         "`python benchmarks/text_encoders.py --torch-python PATH --keras-hub-python PATH "
-        f"--rounds {rounds}`: base size, {BATCH} texts of {LENGTH} tokens, CPU seconds on one thread, median (quartiles), "
-        "all in turn; beside each our time as a share of it. `TF_ENABLE_ONEDNN_OPTS=1`, which TensorFlow does not set on all "
-        "processors: oneDNN's kernels, which PyTorch always calls.",
+        f"--rounds {rounds}`: base size, {BATCH} texts of {LENGTH} tokens, CPU seconds on one thread of "
+        f"{processor()}, median (quartiles), all in turn; beside each our time as a share of it. "
+        "`TF_ENABLE_ONEDNN_OPTS=1`, which TensorFlow does not set on all processors: oneDNN's kernels, which PyTorch always "
+        "calls.",
         "",
         f"| | | parameters | {' | '.join(f'{kind} | zoo / it' for kind in WORK)} |",
         f"|---|---|---|{'---|---|' * len(WORK)}",

@@ -1,6 +1,7 @@
 """Processes that run one side of a comparison with packages that need an environment of their own."""
 
 import json
+import platform
 import statistics
 import subprocess
 from pathlib import Path
@@ -47,3 +48,9 @@ def interleaved(sides: dict[str, Worker], work: dict[str, int], rounds: int) -> 
         "parameters": {name: worker.parameters for name, worker in sides.items()},
         **{kind: {name: statistics.quantiles(times[name][kind], n=4) for name in sides} for kind in work},
     }
+
+
+def processor() -> str:
+    """Returns the name of this machine's processor, where the system tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
