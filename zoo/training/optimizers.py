@@ -106,6 +106,8 @@ class StreamAdam(keras.optimizers.Adam):
 
     def build(self, variables: Any) -> None:
         """Creates moments and, where updates get rarer, gradient sums."""
+        if self.built:
+            return
         super().build(variables)
         self._groups = [self._group(variable.path) for variable in variables]
         self._sums = []
