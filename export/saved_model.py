@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from zoo.export.quiet import quiet
-from zoo.export.signatures import Traced
+from zoo.export.signatures import Traced, function_nodes
 
 DEFAULT_KEY = "serving_default"
 
@@ -55,8 +55,7 @@ def saved_model_ops(path: Path) -> dict[str, int]:
     skipped = {"Placeholder", "Const", "Identity", "NoOp", "ReadVariableOp", "VarHandleOp"}
     counts: dict[str, int] = {}
     for meta_graph in proto.meta_graphs:
-        for function in meta_graph.graph_def.library.function:
-            for node in function.node_def:
-                if node.op not in skipped:
-                    counts[node.op] = counts.get(node.op, 0) + 1
+        for node in function_nodes(meta_graph.graph_def):
+            if node.op not in skipped:
+                counts[node.op] = counts.get(node.op, 0) + 1
     return dict(sorted(counts.items()))

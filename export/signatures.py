@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -104,10 +105,15 @@ def _check_captures(name: str, concrete: Any) -> None:
         )
 
 
+def function_nodes(graph: Any) -> Iterator[Any]:
+    """Yields the nodes of all functions that a `GraphDef` carries, beside its own."""
+    for function in operator.attrgetter("library.function")(graph):
+        yield from function.node_def
+
+
 def _check_purity(name: str, concrete: Any) -> None:
     graph = concrete.graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    ops = sorted({node.op for node in nodes} - _RANDOM_EXEMPT)
+    ops = sorted({node.op for node in (*graph.node, *function_nodes(graph))} - _RANDOM_EXEMPT)
     for pattern, message in (
         (_WRITES, "assigns variables: state must go in and out as inputs and outputs"),
         (_RANDOM, "draws random numbers: noise must be an input"),

@@ -1,7 +1,7 @@
 """What every method of the catalog must do. Each check takes a `Subject` and raises if the method fails.
 
-`MODEL_CHECKS` is all of this module; signatures, trained weights and exports have modules of their own. What a method's own
-error stops (`ValueError`) counts as failed too.
+`MODEL_CHECKS` and `SLOW_MODEL_CHECKS` are all of this module; signatures, trained weights and exports have modules of their
+own. What a method's own error stops (`ValueError`) counts as failed too.
 """
 
 import contextlib
@@ -190,6 +190,13 @@ def check_determinism(subject: Subject) -> None:
     assert not differing, f"{differing} variables differ after {SHORT} steps from the same start"
 
 
+def check_second_training(subject: Subject) -> None:
+    """A training of another model, whose step is traced anew, gives the same weights, bit for bit."""
+    first, second = subject.training.weights, subject.train().weights
+    differing = sum(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not differing, f"{differing} of {len(first)} variables differ between two trainings under the same seed"
+
+
 # === Mixed precision ===
 
 
@@ -265,3 +272,4 @@ MODEL_CHECKS = (
     check_mixed_precision,
     check_precision_is_kept,
 )
+SLOW_MODEL_CHECKS = (check_second_training,)

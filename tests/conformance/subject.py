@@ -99,6 +99,10 @@ class Subject:
 
     @cached_property
     def training(self) -> Training:
+        """One training."""
+        return self.train()
+
+    def train(self) -> Training:
         """Runs `fit` on one batch, over and over, with the recipe's optimiser and loss."""
         # As `zoo.training.run.train` does: without it some operations add in any order.
         tf.config.experimental.enable_op_determinism()
@@ -110,15 +114,15 @@ class Subject:
         checkpoint.save()
         history = self._fit(model, steps, snapshot)
         checkpoint.restore(model)
-        # The step that is compiled already, which takes longer than its execution
+        # By the step that is there already: to trace another takes longer than all steps
         self._fit(model, SHORT)
         return Training(np.array(history.history["loss"]), snapshot.weights, values(model))
 
     def _fit(self, model: ZooModel, steps: int, *callbacks: keras.callbacks.Callback) -> keras.callbacks.History:
-        data = tf.data.Dataset.from_tensors(self.first_batch(model)).repeat()
+        data = tf.data.Dataset.from_tensors(self._first_batch(model)).repeat()
         return model.fit(data, epochs=steps, steps_per_epoch=1, shuffle=False, verbose=0, callbacks=list(callbacks))
 
-    def first_batch(self, model: ZooModel) -> Any:
+    def _first_batch(self, model: ZooModel) -> Any:
         """Returns the first rows of what the recipe trains with."""
         batch = next(iter(self.recipe.data(model, self.dataset, SEED).train))
         return keras.tree.map_structure(lambda tensor: tensor[:ROWS], batch)

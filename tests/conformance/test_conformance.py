@@ -1,7 +1,7 @@
 """Every check on every method of the catalog: a method that is registered is a method that passes."""
 
 import pytest
-from conformance.checks import MODEL_CHECKS
+from conformance.checks import MODEL_CHECKS, SLOW_MODEL_CHECKS
 from conformance.shipping_checks import (
     EXPORT_CHECKS,
     SHIPPED_CHECKS,
@@ -31,8 +31,8 @@ def test_method(subject, check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", SLOW_EXPORT_CHECKS, ids=label)
-def test_quantized_export(subject, check):
+@pytest.mark.parametrize("check", [*SLOW_MODEL_CHECKS, *SLOW_EXPORT_CHECKS], ids=label)
+def test_method_slowly(subject, check):
     check(subject)
 
 

@@ -123,6 +123,7 @@ BROKEN = [
     (toys.SharedLayers, checks.check_twice, "changes another"),
     (toys.UnseededStart, checks.check_twice, "under the same seed gives other outputs"),
     (toys.UnseededStart, checks.check_determinism, "differ at the start"),
+    (toys.RandomInTrace, checks.check_second_training, "between two trainings"),
     (toys.HiddenProgress, checks.check_determinism, "steps from the same start"),
     (toys.LowPrecisionOutput, checks.check_mixed_precision, "Received: bfloat16"),
     (toys.PinnedToFloat32, checks.check_mixed_precision, "nothing was computed in bfloat16"),

@@ -168,6 +168,12 @@ class HiddenProgress(Healthy):
         return super().call(features) * (1 + self.box.content)
 
 
+@serializable
+class RandomInTrace(Healthy):
+    def call(self, features, training=None):
+        return super().call(features) * (np.random.default_rng().uniform(0.5, 1.5) if training else 1.0)
+
+
 # === Precision ===
 
 

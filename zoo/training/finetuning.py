@@ -146,8 +146,6 @@ def finetune(
                 )
             )
             trained.compile(optimizer=optimizer, jit_compile=False, **task.compile_arguments())
-            # Moments that are made within the first step have it traced twice
-            optimizer.build(trained.trainable_variables)
             return trained
 
         trained = fit_best(

@@ -85,8 +85,6 @@ def train(
             model = catalog.get(recipe.method, recipe.preset, weights=None, **recipe.overrides(dataset))
             recipe.prepare(model, dataset)
             recipe.compile(model, epochs * steps_per_epoch)
-            # Moments that are made within the first step have it traced twice
-            model.optimizer.build(model.trainable_variables)
         return model
 
     model = fit_best(
@@ -147,6 +145,9 @@ def fit_best(
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = make()
+        with model.distribute_strategy.scope():
+            # Moments that are made within the first step have it traced twice
+            model.optimizer.build(model.trainable_variables)
         done = checkpoint.restore(model) if checkpoint.exists else 0
         found = data(model)
         model.fit(
