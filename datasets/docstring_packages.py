@@ -27,6 +27,11 @@ INFO = DatasetInfo(
 )
 
 
+def names_package(line: str) -> bool:
+    """Returns whether a text names one of the packages, and so tells its label."""
+    return any(package in line.lower() for package in CLASSES)
+
+
 def load(split: str, examples: int | None = None) -> dict[str, np.ndarray]:
     """Returns the texts and labels of a split.
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import zoo
 from zoo.datasets import docstrings, load_arrays
+from zoo.datasets.docstring_packages import CLASSES, names_package
 from zoo.experiments import image_classifiers
 from zoo.experiments.report import Ledger, Progress, mean_and_std, shows, spread, write_results
 from zoo.language.pretraining_data import HELD_OUT_SEED
@@ -319,12 +320,11 @@ def judge_digits(network: keras.Model, seed: int) -> dict[str, float]:
 
 # === Texts ===
 
-PACKAGES = ("keras", "numpy", "scipy", "sklearn")
 # A line is a sentence or a part of one; shorter ones are names and types
 LEAST_WORDS = 6
 LINES, TOPICS = "package of a line", "topic of an article"
 LENGTHS = {LINES: 32, TOPICS: 48}
-NUM_CLASSES = {LINES: len(PACKAGES), TOPICS: 12}
+NUM_CLASSES = {LINES: len(CLASSES), TOPICS: 12}
 # Examples of the train and of the test split
 NUM_TEXTS = {LINES: (200, 400), TOPICS: (600, 311)}
 
@@ -350,15 +350,14 @@ def text_examples(name: str, split: str) -> tuple[Arrays, np.ndarray]:
 def package_lines(split: str, count: int, length: int) -> tuple[Arrays, np.ndarray]:
     """Returns lines of docstrings that name no package, as many of each package, and which one they are of."""
     documents, rng = load_arrays("docstrings", split), np.random.default_rng(HELD_OUT_SEED)
-    lines: dict[str, dict[str, None]] = {package: {} for package in PACKAGES}
+    lines: dict[str, dict[str, None]] = {package: {} for package in CLASSES}
     for text, module in zip(documents["text"], documents["module"], strict=True):
         for line in text.split("\n"):
-            names_package = any(package in line.lower() for package in PACKAGES)
-            if len(line.split()) >= LEAST_WORDS and not names_package:
+            if len(line.split()) >= LEAST_WORDS and not names_package(line):
                 lines[module.partition("/")[0]][line] = None
-    each = count // len(PACKAGES)
-    chosen = [line for package in PACKAGES for line in rng.permutation(sorted(lines[package]))[:each].tolist()]
-    labels = np.repeat(np.arange(len(PACKAGES), dtype="int32"), each)
+    each = count // len(CLASSES)
+    chosen = [line for package in CLASSES for line in rng.permutation(sorted(lines[package]))[:each].tolist()]
+    labels = np.repeat(np.arange(len(CLASSES), dtype="int32"), each)
     inputs = encode_pairs(load_tokenizer(docstrings.tokenizer_json()), chosen, None, length, truncate=True)
     return inputs, labels
 

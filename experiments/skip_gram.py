@@ -38,6 +38,7 @@ from zoo.language.skip_gram import (
     word_pairs,
     word_tokenizer,
 )
+from zoo.model import Runner
 from zoo.training.recipe import Recipe, TrainingData
 
 if TYPE_CHECKING:
@@ -262,20 +263,34 @@ def _run(changes: Mapping[str, Any], updates: int, seed: int) -> dict[str, Any]:
     # All arms are judged by the same pairs
     standard = SkipGram(**catalog.info("skip_gram").preset("docstrings").config)
     prepare(standard, DATASET)
-    pairs = standard.held_out(DATASET, "test")
+    pairs, texts = standard.held_out(DATASET, "test"), corpus(model, DATASET)
     asked = {name: len(questions(known_pairs(model, known))) for name, known in RELATIONS.items()}
     return {
-        "context_accuracy": context_accuracy(signature_runner(model), pairs),
+        "context_accuracy": context_accuracy(_comparable_scores(model, texts), pairs),
         **judge_words(model),
-        **information_fit(model, corpus(model, DATASET), seed),
+        **information_fit(model, texts, seed),
         "cpu_ms_per_update": 1000 * spent / updates,
         "neighbors": {word: [near for near, _ in model.most_similar(word, 6)] for word in SHOWN},
         "questions": asked,
     }
 
 
+def _comparable_scores(model: SkipGram, texts: Corpus) -> Runner:
+    """Returns a runner whose scores tend to log p(c | w) / q(c), where held-out candidates are drawn from q.
+
+    A softmax over all words tends to log p(c | w), up to a constant of each word.
+    """
+    run = signature_runner(model)
+    if model.num_negatives is not None:
+        return run
+    drawn = proposal(texts.counts)
+    return lambda name, inputs: {"scores": run(name, inputs)["scores"] - np.log(drawn[inputs["candidate_ids"]])}
+
+
 def information_fit(model: SkipGram, texts: Corpus, seed: int) -> dict[str, Any]:
-    """Compares scores with the pointwise mutual information of pairs, log p(c | w) / q(c), q what words are drawn from.
+    """Compares scores with what they tend to: log p(c | w) / q(c), the pointwise mutual information of a pair.
+
+    q is what words are drawn from. Where all words are candidates it is uniform.
 
     Args:
         model: `SkipGram`.
@@ -294,7 +309,9 @@ def information_fit(model: SkipGram, texts: Corpus, seed: int) -> dict[str, Any]
     often = counts >= MINIMUM_COUNT
     first, second = np.divmod(pairs[often], model.vocabulary_size)
     of_word = np.bincount(words, minlength=model.vocabulary_size)
-    information = np.log(counts[often] / of_word[first]) - np.log(proposal(texts.counts)[second])
+    every = np.full(model.vocabulary_size, 1 / model.vocabulary_size)
+    drawn = every if model.num_negatives is None else proposal(texts.counts)
+    information = np.log(counts[often] / of_word[first]) - np.log(drawn[second])
     tables = (model.word_embedding, model.context_embedding)
     u, v = (table.embeddings.numpy()[ids] for table, ids in zip(tables, (first, second), strict=True))
     scores = (u * v).sum(axis=1)

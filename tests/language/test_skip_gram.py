@@ -453,17 +453,34 @@ def test_chance_is_low_for_vectors_that_know_nothing(reader):
     assert experiment.judge_words(stranger) == {}
 
 
-def test_information_is_that_of_the_counted_pairs():
-    model = build(vocabulary_size=3, embedding_dim=3, window=1, subsample_threshold=1.0)
+@pytest.mark.parametrize("all_words", [False, True])
+def test_information_is_that_of_the_counted_pairs(all_words):
+    changes = dict(loss="softmax", num_negatives=None) if all_words else {}
+    model = build(vocabulary_size=3, embedding_dim=3, window=1, subsample_threshold=1.0, **changes)
     texts = Corpus.of([np.array([0, 1, 0, 2] * 50, "int32")], 3)
     counts = np.array([[0, 100, 99], [100, 0, 0], [99, 0, 0]])
-    information = np.log(counts / counts.sum(axis=1, keepdims=True) / proposal(texts.counts) + 1e-30)
+    drawn = np.full(3, 1 / 3) if all_words else proposal(texts.counts)
+    information = np.log(counts / counts.sum(axis=1, keepdims=True) / drawn + 1e-30)
     model.word_embedding.embeddings.assign(np.eye(3))
     model.context_embedding.embeddings.assign((2 * information - 1).T)
     found = experiment.information_fit(model, texts, 0)
     assert found["pmi_correlation"] == pytest.approx(1, abs=1e-5)
     expected = (information - 1)[counts > 0].mean()
     assert found["pmi_offset"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_of_all_words_are_compared_with_drawn_ones_by_how_often_they_are_drawn():
+    texts = Corpus.of([np.array([0, 1, 1, 2, 2, 2], "int32")], 3)
+    ids = np.array([[0, 2], [1, 0]], "int32")
+    inputs = {"word_ids": np.array([0, 1], "int32"), "candidate_ids": ids}
+    found = {}
+    for count in (5, None):
+        model = build(vocabulary_size=3, embedding_dim=3, loss="softmax", num_negatives=count)
+        model.context_embedding.embeddings.assign(np.arange(9).reshape(3, 3))
+        scores = experiment._comparable_scores(model, texts)("score", inputs)["scores"]
+        found[count] = scores - model.run("score", **inputs)["scores"]
+    assert not found[5].any()
+    np.testing.assert_allclose(found[None], -np.log(proposal(texts.counts)[ids]), rtol=1e-5)
 
 
 def ledger_of(tmp_path, **changes):

@@ -930,7 +930,7 @@ def test_lines_are_balanced_and_name_no_package():
     tokenizer = load_tokenizer(experiment.docstrings.tokenizer_json())
     decoded = [tokenizer.decode(row.tolist()) for row in inputs["token_ids"]]
     assert np.bincount(labels).tolist() == [10] * 4 and inputs["token_ids"].shape == (40, 32)
-    assert not any(package in line for line in decoded for package in experiment.PACKAGES)
+    assert not any(package in line for line in decoded for package in experiment.CLASSES)
     again, _ = experiment.package_lines("train", 40, 32)
     np.testing.assert_array_equal(inputs["token_ids"], again["token_ids"])
 

@@ -10,8 +10,8 @@ window, whose size is drawn anew for each word in the middle, one of two losses:
 
 Words are drawn with their frequencies to the power 3/4. Frequent words are left out at random before windows are cut.
 
-Negative sampling is no InfoNCE: its optimum is u_w' v_c = log p(c | w) / q(c) - log K (PMI - log K, Levy and Goldberg 2014),
-that of the softmax is the same up to any function of w.
+Negative sampling is no InfoNCE: its optimum is u_w' v_c = log p(c | w) / q(c) - log K (PMI - log K, Levy and Goldberg 2014).
+That of the softmax over drawn words is the same up to any function of w; over all words it is log p(c | w), up to such a one.
 
 Differs from the released program: a drawn word that happens to be c is masked in the softmax and kept in negative sampling,
 as the formulas are; documents are read whole, without limit to the length of a sentence.
@@ -490,7 +490,7 @@ class SkipGram(TextModel):
             "score": Signature(
                 score,
                 {"word_ids": words, "candidate_ids": candidates},
-                {"scores": "How much likelier each candidate is beside the word than anywhere, in logarithm."},
+                {"scores": "How likely each candidate is beside the word, by how often it is drawn, in logarithm."},
                 sizes={"candidates": NUM_CANDIDATES},
             ),
         }
