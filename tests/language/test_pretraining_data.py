@@ -95,6 +95,12 @@ def test_a_tenth_of_the_chunks_is_short():
     assert len(first) == 4000 and abs(short - expected) < 4 * np.sqrt(expected * (1 - expected) / 4000)
 
 
+def test_a_first_sentence_of_the_whole_length_takes_the_next_one_too():
+    texts = [[np.arange(40), np.arange(40), np.arange(4)]]
+    pairs = list(data.segment_pairs(texts, 32, "none", np.random.default_rng(1), short_rate=0.0))
+    assert [pair.sentences for pair in pairs] == [((0, 1), (1, 2))]
+
+
 def test_cuts_are_uniform():
     texts = [[np.arange(4)] * 5 for _ in range(4000)]
     pairs = list(data.segment_pairs(texts, 23, "none", np.random.default_rng(1), short_rate=0.0))
@@ -171,10 +177,14 @@ def test_whole_words_within_the_budget_are_masked(max_ngram):
     before = made["token_ids"]
     inputs, targets = data.mask_tokens(made, IDS, SIZE, 20, np.random.default_rng(4), STARTS, max_ngram)
     assert len(before) >= 2000
+    budgets = [data.masking_budget(int(mask.sum()), 20) for mask in made["padding_mask"]]
+    # Only a word longer than what is left of the budget leaves some of it
+    assert targets["mask_weights"].sum() > 0.99 * sum(budgets)
+    assert (targets["mask_weights"].sum(axis=1) == 0).mean() < 0.01
     for row in range(len(before)):
         places = inputs["mask_positions"][row][targets["mask_weights"][row] == 1]
         length = int(made["padding_mask"][row].sum())
-        assert 0 < len(set(places)) == len(places) <= max(1, round(0.15 * length)) or not len(places)
+        assert len(set(places)) == len(places) <= max(1, round(0.15 * length))
         assert not set(before[row, places]) & {0, 2, 3} and (places < length).all()
         np.testing.assert_array_equal(targets["mask_ids"][row][: len(places)], before[row, places])
         for place in places:
@@ -204,8 +214,16 @@ def test_masked_tokens_are_replaced_80_10_10():
         (((shown != IDS.mask) & (shown != original)).mean(), 0.1 * (1 - 2 / SIZE)),
     ):
         assert abs(found - expected) < 3 * np.sqrt(expected * (1 - expected) / count)
-    others = shown[(shown != IDS.mask) & (shown != original)]
-    assert set(others) == set(range(SIZE)) - {IDS.mask}
+
+
+def test_random_tokens_are_drawn_from_the_whole_vocabulary_alike():
+    constant, chosen = np.full((100, 1000), 7), np.ones((100, 1000), bool)
+    found = data.corrupt(constant, chosen, IDS.mask, SIZE, np.random.default_rng(4))
+    counts = np.delete(np.bincount(found.ravel(), minlength=SIZE), [7, IDS.mask])
+    expected = 0.1 * found.size / SIZE
+    # Four deviations of a chi-square distribution
+    freedom = len(counts)
+    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 4 * np.sqrt(2 * freedom)
 
 
 def test_pieces_are_masked_one_by_one_where_words_do_not_matter():

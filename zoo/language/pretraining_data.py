@@ -3,7 +3,7 @@
 A sentence is an int array of token ids, a document a list of sentences. Everything random comes from a NumPy generator.
 
 Differs from the authors' scripts: a rest of a single sentence gives no pair, where theirs pairs it with another text, and
-then calls it swapped too.
+then calls it swapped too; a first sentence as long as the whole sequence takes the next one too, for there to be a pair.
 """
 
 from __future__ import annotations

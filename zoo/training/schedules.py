@@ -12,7 +12,10 @@ from zoo.arguments import require
 
 @keras.saving.register_keras_serializable(package="zoo")
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0, then follows the line that falls from the peak at step 0 to 0 at the end.
+    """Rises linearly until it meets the line that falls from the peak at step 0 to 0 at the end, and follows it.
+
+    Differs from the released optimiser, which starts from 0 and leaves the rise, above that line, for it at `warmup_steps`:
+    the first step has a rate here, and the rate never jumps.
 
     Args:
         peak: float. The rate that the falling line starts from; the largest rate is a little less.
@@ -20,7 +23,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         total_steps: int. Steps of the training, the rise included.
 
     Reference:
-        Devlin et al. 2019, appendix A.2, as in the released optimiser.
+        Devlin et al. 2019, appendix A.2.
     """
 
     def __init__(self, peak: float, warmup_steps: int, total_steps: int) -> None:
