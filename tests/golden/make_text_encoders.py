@@ -38,6 +38,7 @@ MODELS = {
     "bert_tokens": (hf.BertForTokenClassification, BertConfig(**SMALL, num_labels=4)),
     "bert_questions": (hf.BertForQuestionAnswering, BertConfig(**SMALL)),
     "albert_pretraining": (hf.AlbertForPreTraining, AlbertConfig(**ALBERT)),
+    "albert_model": (hf.AlbertModel, AlbertConfig(**ALBERT)),
     "albert_groups": (hf.AlbertModel, AlbertConfig(**GROUPS)),
     "albert_masked_lm": (hf.AlbertForMaskedLM, AlbertConfig(**ALBERT)),
     "albert_classification": (hf.AlbertForSequenceClassification, AlbertConfig(**ALBERT, **LABELS)),
