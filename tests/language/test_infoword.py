@@ -387,6 +387,11 @@ def test_both_views_are_of_one_encoder_and_train_it(build):
     assert min(sizes) > 1e-4
 
 
+def test_only_small_presets_divide_scores():
+    for preset in zoo.info("infoword").presets.values():
+        assert preset.config.get("scale", False) == (preset.config["hidden_dim"] < 768), preset.name
+
+
 def test_at_the_start_all_spans_are_alike(build):
     config = {**zoo.info("infoword").preset("docstrings").config, "objective": "dim", "vocabulary_size": 60}
     for changes in ({}, {"hidden_dim": 768, "num_layers": 2, "num_heads": 12, "intermediate_dim": 96}):
@@ -460,16 +465,24 @@ def test_spans_of_past_batches_are_negatives_in_training(build):
 # === What changes a loss ===
 
 
-def test_losses_follow_their_examples_and_do_not_see_padding(build):
-    model = build(sentence_loss="nsp")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_losses_follow_their_examples_and_do_not_see_padding(build, training, symmetric):
+    model = build(sentence_loss="nsp", symmetric=symmetric)
+
+    def contrasts(inputs, targets):
+        # The same words are drawn each time
+        model.head_layer.seed_generator.state.assign([7, 0])
+        return model.contrasts(inputs, targets, model(inputs, training=training), training)
+
     inputs, targets = batch_for(model)
-    found = model.contrasts(inputs, targets, model(inputs))
+    found = contrasts(inputs, targets)
     order = np.array([3, 0, 5, 1, 4, 2])
     mixed = [{key: value[order] for key, value in part.items()} for part in (inputs, targets)]
-    permuted = model.contrasts(*mixed, model(mixed[0]))
+    permuted = contrasts(*mixed)
     more = [{key: np.concatenate([v, np.zeros_like(v[:1])]) for key, v in part.items()} for part in (inputs, targets)]
     more[1]["sentence_label"][-1] = -1
-    padded = model.contrasts(*more, model(more[0]))
+    padded = contrasts(*more)
     assert set(found) == {"mlm_nce", "dim", "nsp"}
     for name, (values, weights) in found.items():
         np.testing.assert_allclose(permuted[name][0].loss, values.loss.numpy()[order], atol=1e-6, err_msg=name)
@@ -561,6 +574,7 @@ def test_the_encoder_is_bert_of_pytorch():
     # Without segments, which a span has none of
     alone = original.backbone({**inputs, "segment_ids": np.zeros_like(inputs["token_ids"])})["sequence_output"][:, 0]
     np.testing.assert_allclose(spans["span_vec"], alone, atol=1e-5)
+    np.testing.assert_allclose(spans["sentence_vec"], expected[:, 0], atol=1e-5)
 
 
 def test_the_encoder_goes_on_as_a_classifier_and_as_a_bert(build, tmp_path):
