@@ -181,14 +181,14 @@ def method_page(method: Method, results: Path, export: ExportReport | None) -> s
 
 def _use_section(method: Method) -> list[str]:
     name = method.name
-    trained = method.preset().trained
+    trained, use = method.preset().trained, method.example or _USES.get(method.task)
     arguments = f'"{name}"' if trained else f'"{name}", weights=None'
     model = [
         "import zoo",
         "",
         f"model = zoo.get({arguments})",
         "outputs = model.run(None, **model.dummy_inputs())  # its first signature, on random valid inputs",
-        *([_USES[method.task]] if trained and method.task in _USES else []),
+        *([use] if trained and use else []),
     ]
     commands = [f"zoo train {name} --output runs/{name}"]
     if trained:
@@ -247,10 +247,11 @@ def experiment_page(name: str, results: Path) -> str:
         name: str.
         results: path of `docs/results`.
     """
-    return _join([f"# {name.replace('_', ' ').capitalize()}", GENERATED, *_experiment_section(name, results)])
+    title = f"# {name.replace('_', ' ').capitalize()}"
+    return _join([title, GENERATED, *_experiment_section(name, results, "What was compared")])
 
 
-def _experiment_section(name: str, results: Path) -> list[str]:
+def _experiment_section(name: str, results: Path, title: str = "The paper's claim, tried") -> list[str]:
     path = results / f"{name}.json"
     if not path.is_file():
         return []
@@ -258,7 +259,7 @@ def _experiment_section(name: str, results: Path) -> list[str]:
     settings = ", ".join(f"{key} {_number(value)}" for key, value in found["settings"].items())
     image = results / f"{name}.png"
     return [
-        "## The paper's claim, tried",
+        f"## {title}",
         f"Claim: {found['claim']}",
         f"Verdict: {found['verdict']}",
         f"![Results of the experiment](../results/{image.name})" if image.is_file() else "",

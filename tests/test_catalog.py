@@ -99,7 +99,7 @@ def test_every_own_method_has_facts_beside_its_module_and_a_class_in_it():
 
 
 def test_facts_hold_nothing_that_no_reader_asks_for():
-    known = {"title", "task", "summary", "class", "default_preset", "tags", "notes", "paper", "presets"}
+    known = {"title", "task", "summary", "class", "default_preset", "tags", "notes", "example", "paper", "presets"}
     for path in catalog.PACKAGE.glob("*/*.toml"):
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         assert set(facts) <= known, path

@@ -223,6 +223,11 @@ def test_python_of_the_guides_runs(name, monkeypatch, tmp_path):
         _run(snippet)
 
 
+@pytest.mark.parametrize("name", [name for name in zoo.list_models() if zoo.info(name).example])
+def test_the_example_of_a_method_runs(name):
+    exec(compile(zoo.info(name).example, "example", "exec"), {"model": zoo.get(name)})
+
+
 def _run(snippet):
     names = {}
     exec(compile(snippet, "snippet", "exec"), names)

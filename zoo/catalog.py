@@ -90,6 +90,7 @@ class Method:
     default_preset: str
     tags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    example: str = ""
     model_class: type | None = field(default=None, repr=False)
 
     @property
@@ -166,6 +167,7 @@ def read_facts(path: Path, module: str, weights: Path | None = None, class_name:
         default_preset=facts["default_preset"],
         tags=tuple(facts.get("tags", ())),
         notes=tuple(facts.get("notes", ())),
+        example=facts.get("example", ""),
     )
 
 
@@ -325,7 +327,8 @@ def get(name: str, preset: str | None = None, weights: str | Path | None = "defa
             trained = [key for key, value in method.presets.items() if value.trained]
             raise ValueError(
                 f"No trained weights are shipped for preset {chosen.name!r} of {name!r} (shipped: {trained or 'none'}). "
-                f"Pass weights=None for random initialisation. Received: weights='default'"
+                f"Pass weights=None for random initialisation, or the directory or hf:// address of some. "
+                f"Received: weights='default'"
             )
         weights = chosen.weights
     from zoo import checkpoints
