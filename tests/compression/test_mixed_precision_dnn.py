@@ -37,14 +37,18 @@ def gradients(quantizer, parameters, x, signed=True, hardware=False):
     x = tf.constant(x, tf.float64)
     # A copy of the parameters for each element tells their gradients apart
     values = {name: tf.fill(x.shape, tf.constant(value, tf.float64)) for name, value in parameters.items()}
+
+    @tf.function
+    def quantize_each(elements, values):
+        return tf.map_fn(
+            lambda item: quantize(item[0], quantizer, item[1], signed, hardware),
+            (elements, values),
+            fn_output_signature=tf.float64,
+        )
+
     with tf.GradientTape() as tape:
         tape.watch([x, *values.values()])
-        y = tf.stack(
-            [
-                quantize(x[i], quantizer, {name: value[i] for name, value in values.items()}, signed, hardware)
-                for i in range(len(x))
-            ]
-        )
+        y = quantize_each(x, values)
     found = tape.gradient(y, [x, *values.values()])
     return (
         y.numpy(),

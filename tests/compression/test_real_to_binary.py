@@ -528,6 +528,7 @@ def test_shares_decide_whose_turn_it_is():
     assert history["val_deployable_error"][-1] == pytest.approx(1 - history["val_accuracy"][-1])
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     recipe = dataclasses.replace(
         RECIPES["fashion"], dataset="fashion_mnist_sample", epochs=3, steps_per_epoch=4,

@@ -667,8 +667,14 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+# Every kind and every way once in the quick suite, all pairs in the slow one
+PAIRS = [
+    pytest.param(method, kind, marks=() if place % (len(MODELS) + 1) == 0 else pytest.mark.slow)
+    for place, (method, kind) in enumerate(itertools.product(METHODS, MODELS))
+]
+
+
+@pytest.mark.parametrize(("method", "kind"), PAIRS)
 def test_prunes_trains_saves_loads_and_strips(kind, method, tmp_path):
     keras.utils.set_random_seed(0)
     model, (x, y) = MODELS[kind](), examples()
@@ -696,6 +702,7 @@ def test_prunes_trains_saves_loads_and_strips(kind, method, tmp_path):
     assert min(sparsity(plain).values()) > 0.1
 
 
+@pytest.mark.slow
 def test_a_method_of_the_catalog_with_a_loss_of_its_own():
     model = zoo.get("compressive_transformer")
     tokens = np.random.default_rng(0).integers(0, 75, (4, 64)).astype("int32")

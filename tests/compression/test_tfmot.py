@@ -1,5 +1,6 @@
 """Pruning, clustering and quantisation-aware training of Keras 3 models of every kind."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -100,8 +101,14 @@ COMPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", COMPRESSIONS)
+# Every kind and every way once in the quick suite, all pairs in the slow one
+PAIRS = [
+    pytest.param(name, kind, marks=() if place % (len(MODELS) + 1) == 0 else pytest.mark.slow)
+    for place, (name, kind) in enumerate(itertools.product(COMPRESSIONS, MODELS))
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_fits_saves_loads_and_strips(kind, name, tmp_path):
     compressed = COMPRESSIONS[name](MODELS[kind]())
     losses = fit(compressed, epochs=4)
@@ -169,6 +176,7 @@ def test_trains_under_xla_and_in_mixed_precision():
         keras.config.set_dtype_policy(policy)
 
 
+@pytest.mark.slow
 def test_a_method_of_the_catalog_with_carried_state_and_a_loss_of_its_own():
     model = zoo.get("compressive_transformer")
     compressed = compression.quantize_aware(model, 4, None, block_size=32)
