@@ -2,6 +2,7 @@
 `test_conversion.py`."""
 
 import functools
+import re
 
 import keras
 import numpy as np
@@ -384,8 +385,14 @@ def test_another_head_starts_from_the_same_backbone(method):
     )
     other.backbone.embedding.token.embeddings.assign(np.zeros((40, model.backbone.embedding.dim)))
     assert model.backbone.embedding.token.embeddings.numpy().any()
-    with pytest.raises(ValueError):
-        model.with_head("classification", hidden_dim=32)
+    with pytest.raises(ValueError, match=r"`num_layers` must be 3, as the weights are\. Received: 2"):
+        model.with_head("classification", num_layers=2)
+
+
+def test_another_head_leaves_the_sharing_as_it_is():
+    assert build().with_head(None, share="all", embedding_dim=8).backbone.share == "all"
+    with pytest.raises(ValueError, match=r"`share` must be 'all', as the weights are\. Received: 'none'"):
+        build().with_head(None, share="none")
 
 
 def test_a_model_without_pooler_gets_one_with_a_head_that_needs_it(method):
@@ -443,8 +450,10 @@ def test_masks_are_filled(reader):
 
 def test_long_texts_are_cut_only_where_asked(reader):
     text = "mean " * 100
-    with pytest.raises(ValueError, match=r"at most 64 tokens; truncate=True cuts it\. Received: 102 at place 1"):
+    with pytest.raises(ValueError, match=r"`texts` must be of at most 64 tokens each; .*Received: 102 at place 1"):
         reader.text_inputs(["x", text])
+    with pytest.raises(ValueError, match=r"`texts, pairs` must be of at most 64 tokens each; .*Received: 104 at"):
+        reader.text_inputs(["x"], [text])
     inputs = reader.text_inputs(["x", text], truncate=True)
     assert inputs["padding_mask"].sum(axis=1).tolist() == [3, 64]
     assert inputs["token_ids"][1, -1] == inputs["token_ids"][0, 2]
@@ -455,8 +464,11 @@ def test_long_texts_are_cut_only_where_asked(reader):
     [
         (([],), "`texts` must be a sequence of at least one text"),
         (("text",), "`texts` must be a sequence"),
-        ((["a", " "],), "`texts` must be texts that are not empty. Received: ' ' at place 1"),
-        ((["a"], [""]), "`pairs` must be texts that are not empty"),
+        ((["a", " "],), "`texts` must be strings that are not empty. Received: ' ' at place 1"),
+        (([float("nan")],), "`texts` must be strings that are not empty. Received: nan at place 0"),
+        ((["a", None],), "`texts` must be strings that are not empty. Received: None at place 1"),
+        ((["a"], [""]), "`pairs` must be strings that are not empty"),
+        ((["a"], [3]), "`pairs` must be strings that are not empty. Received: 3 at place 0"),
         ((["a", "b"], ["c"]), "`pairs` must be None or 2 texts. Received: 1"),
     ],
     ids=str,
@@ -469,12 +481,14 @@ def test_empty_texts_are_refused(reader, arguments, match):
 def test_texts_without_mask_and_models_without_that_head_fill_none(reader):
     with pytest.raises(ValueError, match="`text` must be a text with the tokenizer's mask token"):
         reader.fill_mask("nothing to fill")
+    with pytest.raises(ValueError, match=r"`top_k` must be positive\. Received: 0"):
+        reader.fill_mask("[MASK]", top_k=0)
     with pytest.raises(ValueError, match="`head` must be 'masked_lm'"):
         reader.with_head("classification").fill_mask("[MASK]")
 
 
 def test_a_model_without_tokenizer_reads_no_text():
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(ValueError, match=r"no tokenizer.*vocab\.txt or spiece\.model\), give it one by `set_assets`"):
         build().text_inputs(["text"])
 
 
@@ -506,6 +520,52 @@ def test_sequences_beyond_the_positions_are_refused(method):
         model({"token_ids": np.zeros((1, 13), "int32")})
     with pytest.raises(ValueError, match=r"`token_ids` must have shape"):
         model.run("encode", **{key: np.zeros((1, 13), "int32") for key in random_inputs()})
+
+
+@pytest.mark.parametrize("name", ["padding_mask", "segment_ids"])
+@pytest.mark.parametrize("shape", [(2, 4), (1, 1), (8,), (8, 1), (1, 8, 1)], ids=str)
+def test_inputs_of_several_shapes_are_refused(name, shape):
+    model, inputs = build("bert", head="classification", num_layers=1), {"token_ids": np.zeros((1, 8), "int32")}
+    inputs[name] = np.ones(shape, "int32")
+    match = rf"`{name}` must be of the shape of `token_ids`, \(1, 8\)\. Received: shape={re.escape(str(shape))}"
+    for function in (model, tf.function(lambda inputs: model(inputs))):
+        with pytest.raises(ValueError, match=match):
+            function(inputs)
+    model.compile("sgd", jit_compile=False)
+    if shape[0] == 1:
+        with pytest.raises(ValueError, match=f"`{name}` must be of the shape"):
+            model.fit(inputs, np.zeros(1), verbose=0)
+
+
+@pytest.mark.parametrize("shape", [(None, None), (None, 10)], ids=str)
+def test_sizes_that_are_not_known_yet_pass(shape):
+    model, inputs = build("bert", num_layers=1), random_inputs()
+    specs = {name: tf.TensorSpec(shape, "int32") for name in inputs}
+    specs["token_ids"] = tf.TensorSpec((None, 10), "int32")
+    traced = tf.function(lambda inputs: model(inputs), input_signature=[specs])
+    np.testing.assert_allclose(traced(inputs)["pooled_output"], model(inputs)["pooled_output"], atol=1e-5)
+
+
+TOKENS = np.zeros((1, 8), "int32")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [
+        (TOKENS, r"`inputs` must be a dict with `token_ids` int \(batch, length\)\. Received: int32 \(1, 8\)"),
+        ({"input_ids": TOKENS}, r"with `token_ids` .*Received: \{'input_ids': 'int32 \(1, 8\)'\}"),
+        ({"token_ids": TOKENS[0]}, r"with `token_ids` .*Received: \{'token_ids': 'int32 \(8,\)'\}"),
+        ({"token_ids": TOKENS.astype("float32")}, r"with `token_ids` .*Received: \{'token_ids': 'float32 \(1, 8\)'\}"),
+        (
+            {"token_ids": TOKENS, "attention_mask": TOKENS},
+            r"`inputs` must be a dict of no other names than \['token_ids', .*Received: \['attention_mask'\]",
+        ),
+    ],
+    ids=["array", "another name", "rank", "type", "unknown name"],
+)
+def test_inputs_that_are_no_tokens_are_refused(inputs, match):
+    with pytest.raises(ValueError, match=match):
+        build("bert", num_layers=1)(inputs)
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(method):
@@ -642,7 +702,7 @@ def test_scores_are_those_of_the_probabilities(reader):
 def ledger_of(tmp_path, **changes):
     """A ledger of runs that show the claim, but for what is changed."""
     good = {
-        "loss": {"not shared": 4.0, "embedding 32": 4.2},
+        "loss": {"not shared": 4.0, "embedding 32": 4.2, experiment.WIDE: 4.0},
         "sop": 0.7,
         "nsp": 0.8,
         "cross": 0.52,
@@ -671,6 +731,7 @@ def ledger_of(tmp_path, **changes):
     [
         ({}, 4),
         ({"loss": {"not shared": 3.0}}, 3),
+        ({"loss": {experiment.WIDE: 3.0}}, 3),
         ({"loss": {"embedding 32": 5.0}}, 3),
         ({"cross": 0.6}, 3),
         ({"sop": 0.55}, 3),
