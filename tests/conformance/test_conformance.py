@@ -1,5 +1,7 @@
 """Every check on every method of the catalog: a method that is registered is a method that passes."""
 
+import itertools
+
 import pytest
 from conformance.checks import MODEL_CHECKS, SLOW_MODEL_CHECKS
 from conformance.shipping_checks import (
@@ -16,13 +18,20 @@ import zoo
 from zoo import datasets
 from zoo.catalog import SHIPPED_WEIGHTS
 
-TRAINED = [
-    (name, preset.name) for name in zoo.list_models() for preset in zoo.info(name).presets.values() if preset.trained
-]
-
 
 def label(check):
     return check.__name__.removeprefix("check_")
+
+
+def shipped_checks():
+    """Yields method, preset and check; to measure is slow, so that the quick suite measures one preset of each method."""
+    for method in map(zoo.info, zoo.list_models()):
+        trained = [name for name, preset in method.presets.items() if preset.trained]
+        measured = method.default_preset if method.default_preset in trained else next(iter(trained), None)
+        for name, check in itertools.product(trained, SHIPPED_CHECKS):
+            slow = check is check_metric and name != measured
+            label_of = f"{method.name}-{name}-{label(check)}"
+            yield pytest.param(method.name, name, check, id=label_of, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.mark.parametrize("check", [*MODEL_CHECKS, *SIGNATURE_CHECKS, *EXPORT_CHECKS], ids=label)
@@ -40,11 +49,11 @@ def test_shipped_weights_are_small_together():
     check_total_size(SHIPPED_WEIGHTS)
 
 
+SHIPPED = list(shipped_checks())
 # Without the condition pytest would report an empty parametrisation as a skipped test
-if TRAINED:
+if SHIPPED:
 
-    @pytest.mark.parametrize("check", SHIPPED_CHECKS, ids=label)
-    @pytest.mark.parametrize(("name", "preset"), TRAINED)
+    @pytest.mark.parametrize(("name", "preset", "check"), SHIPPED)
     def test_shipped_weights(name, preset, check, tmp_path, monkeypatch):
         subject = Subject.of_method(name, tmp_path, preset)
         if check is check_metric and not datasets.info(subject.dataset).embedded:
