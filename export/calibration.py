@@ -57,7 +57,8 @@ class Calibration:
         if missing:
             raise ExportError(
                 f"int8 measures activation ranges on real inputs, and there are none: pass `calibration=` with a dict "
-                f"from signature to inputs. Received: no data for {missing}"
+                f"from signature to inputs, or on the command line `--calibration FILE` with texts. "
+                f"Received: no data for {missing}"
             )
         return {name: self.real(name) for name in self._signatures}
 

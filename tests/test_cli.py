@@ -137,7 +137,7 @@ def test_the_script_is_quiet_and_its_errors_are_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.splitlines()[0] == "Loading the model"
     assert done.stderr.splitlines()[1:] == [
-        f"zoo: error: A preset directory must hold 'metadata.json'. Received: {str(tmp_path)!r}"
+        f"zoo: error: A preset directory must hold 'metadata.json'. Received: [] in {str(tmp_path)!r}"
     ]
 
 
@@ -216,6 +216,7 @@ def test_weights_that_are_not_shipped(command, capsys, tmp_path):
     line = refused(capsys, command, "transformer_xl", "--preset", "enwik8_large", *words)
 
     assert "No trained weights are shipped for preset 'enwik8_large'" in line
+    assert "--weights" not in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -709,7 +710,7 @@ def test_finetune_gives_a_tuned_model_of_other_classes_a_new_head(capsys, encode
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--dataset", "{reviews}"], "A column 'text' must be there. Received: ['body', 'kind'] in line 2"),
+        (["--dataset", "{reviews}"], "must be there; `text_column` (`--text-column`) names another. Received: ['body'"),
         (["--dataset", "absent.csv"], "no such file"),
         (["--dataset", "docstring_package"], "Did you mean 'docstring_packages'"),
         (["--dataset", "docstrings"], "labels for the head"),
@@ -719,7 +720,8 @@ def test_finetune_gives_a_tuned_model_of_other_classes_a_new_head(capsys, encode
         (["--dataset", "{reviews}", *COLUMNS, "--layer-decay", "2"], "--layer-decay"),
         (["--dataset", "{reviews}", *COLUMNS, "--sequence-length", "17"], "`sequence_length` must be from 1 to 16"),
         (["--dataset", "{reviews}", *COLUMNS, "--preset", "tiny"], "--preset"),
-        (["--dataset", "{reviews}", *COLUMNS, "--weights", "{encoder}"], "Unknown method"),
+        (["--dataset", "{reviews}", *COLUMNS, "--weights", "{encoder}"], "a directory has its own weights. Received"),
+        (["--dataset", "{reviews}", *COLUMNS, "--monitor", "val_loss"], "`monitor` must be one of ('loss', 'accuracy'"),
         ([], "--dataset"),
     ],
     ids=str,
@@ -735,6 +737,10 @@ def test_models_without_a_backbone_are_not_fine_tuned(capsys, flow, reviews, tmp
     assert "A NICE has no backbone" in refused(capsys, "finetune", flow, *words)
     words = ["--preset", "digits", "--weights", flow, *words]
     assert "`--weights` takes the place of a preset" in refused(capsys, "finetune", "nice", *words)
+    words = ["--preset", "base_uncased", *words[4:]]
+    assert "pass the directory, or pass `--weights` DIRECTORY or hf://" in refused(capsys, "finetune", "bert", *words)
+    line = refused(capsys, "finetune", "signal_propagation_pruning", *words[2:])
+    assert "`model` must be one that reads texts, as the data are. Received: a SignalPropagation" in line
 
 
 def test_a_data_set_belongs_to_models_tuned_on_files(capsys, language_model, reviews):

@@ -230,7 +230,7 @@ def load_preset(
     overrides = overrides or {}
     if isinstance(method, Method) and (theirs := _hugging_face_directory(source, method, offline)):
         return importlib.import_module(_conversion(method)).from_hugging_face(theirs, overrides)
-    directory = hub.fetch(source, offline) if hub.is_address(source) else _local(Path(source))
+    directory = hub.fetch(source, offline) if hub.is_address(source) else _local(Path(source), method)
     metadata = Metadata.from_json(_read(directory, METADATA, MAXIMUM_JSON))
     chosen = _expected_method(method, metadata)
     contents = {
@@ -257,9 +257,14 @@ def _conversion(method: Method) -> str:
     return f"{method.module}_conversion"
 
 
+def _converts(method: Method) -> bool:
+    """Whether a method reads directories of Hugging Face's."""
+    return importlib.util.find_spec(_conversion(method)) is not None
+
+
 def _hugging_face_directory(source: str | Path, method: Method, offline: bool | None) -> Path | None:
     """Returns the local directory of Hugging Face's that a source is, if it is one and the method reads such."""
-    if not importlib.util.find_spec(_conversion(method)):
+    if not _converts(method):
         return None
     if hub.is_address(source):
         return hub.fetch_hugging_face(source, hugging_face.FILES, offline)
@@ -267,13 +272,25 @@ def _hugging_face_directory(source: str | Path, method: Method, offline: bool | 
     return directory if not (directory / METADATA).exists() and (directory / CONFIG).is_file() else None
 
 
-def _local(directory: Path) -> Path:
+def _local(directory: Path, method: Method | str | None) -> Path:
     restore_directory(directory)
     if not directory.exists():
         raise FileNotFoundError(f"There is no such preset directory. Received: {str(directory)!r}")
     if not (directory / METADATA).is_file():
-        raise ValueError(f"A preset directory must hold {METADATA!r}. Received: {str(directory)!r}")
+        found = sorted(entry.name for entry in directory.iterdir())[:20] if directory.is_dir() else "a file"
+        raise ValueError(
+            f"A preset directory must hold {METADATA!r}{_instead(method)}. Received: {found} in {str(directory)!r}"
+        )
     return directory
+
+
+def _instead(method: Method | str | None) -> str:
+    """Returns how an error goes on that misses the metadata: what a directory of Hugging Face's would need."""
+    if not isinstance(method, Method):
+        return ""
+    if _converts(method):
+        return f", or, for {method.name!r}, Hugging Face's {CONFIG!r}"
+    return f"; {method.name!r} reads no weights of Hugging Face"
 
 
 def _inside(directory: Path, name: str, limit: int) -> Path:

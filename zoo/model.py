@@ -295,8 +295,8 @@ class ZooModel(keras.Model):
         """
         if all(getattr(self, name) == value for name, value in arguments.items()):
             return self
-        _logger.warning("The head of %s is new and starts at random: %s", type(self).__name__, arguments)
         model = self.with_head(**arguments)
+        _logger.warning("The head of %s is new and starts at random: %s", type(self).__name__, arguments)
         model.pretrained = self.metadata
         return model
 

@@ -105,7 +105,9 @@ def test_refused_artifacts_can_be_left_out_and_recorded(language_model, tmp_path
 def test_int8_without_real_inputs_is_refused_at_once(density, tmp_path):
     stages = []
 
-    with pytest.raises(ExportError, match=r"pass `calibration=`.*no data for \['log_prob', 'encode'"):
+    with pytest.raises(
+        ExportError, match=r"pass `calibration=`.*`--calibration FILE`.*no data for \['log_prob', 'encode'"
+    ):
         export_model(density, tmp_path / "b", ["litert"], "int8", progress=stages.append)
     assert not stages
     assert not list(tmp_path.iterdir())

@@ -195,6 +195,14 @@ def refused(directory, match, **overrides):
         load(directory.name, directory, **overrides)
 
 
+def test_directories_that_are_nobody_s_are_refused(directory):
+    with pytest.raises(ValueError, match=r"must hold 'metadata\.json'; 'infoword' reads no weights of Hugging Face"):
+        zoo.get("infoword", weights=directory)
+    (directory / "config.json").unlink()
+    name = directory.name.partition("_")[0]
+    refused(directory, rf"'metadata\.json', or, for '{name}', Hugging Face's 'config\.json'\. Received: \['model\.safe")
+
+
 def test_pickled_weights_are_refused(directory):
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     refused(directory, r"must hold 'model.safetensors'; pickled weights .*'pytorch_model.bin'")

@@ -575,6 +575,11 @@ def test_the_encoder_is_bert_of_pytorch():
     alone = original.backbone({**inputs, "segment_ids": np.zeros_like(inputs["token_ids"])})["sequence_output"][:, 0]
     np.testing.assert_allclose(spans["span_vec"], alone, atol=1e-5)
     np.testing.assert_allclose(spans["sentence_vec"], expected[:, 0], atol=1e-5)
+    for wrong in (inputs["token_ids"], {**inputs, "span": inputs["token_ids"]}):
+        with pytest.raises(ValueError, match="`inputs` must be a dict"):
+            model(wrong)
+    with pytest.raises(ValueError, match="`padding_mask` must be of the shape of `token_ids`"):
+        model({**inputs, "span_ids": inputs["token_ids"], "span_mask": inputs["padding_mask"][:, :1]})
 
 
 def test_the_encoder_goes_on_as_a_classifier_and_as_a_bert(build, tmp_path):

@@ -1,6 +1,7 @@
 """Fine-tuning: heads, layer groups, rates by depth, own data, metrics, resuming, exports."""
 
 import csv
+import dataclasses
 import json
 import logging
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 from sklearn.metrics import f1_score
 
 import zoo
+from zoo.compression.image_classifier import ImageClassifier
 from zoo.datasets import docstring_packages, docstrings, load_arrays
 from zoo.language.tasks import (
     Question,
@@ -120,7 +122,7 @@ def test_a_head_that_is_there_is_kept(pretrained, tmp_path, caplog):
     assert caplog.records and other.labels is None
 
 
-def test_heads_without_a_backbone_are_refused(pretrained):
+def test_heads_without_a_backbone_are_refused(pretrained, caplog):
     with pytest.raises(ValueError, match=r"A NICE has no backbone to put a head on\. Received: head='classification'"):
         zoo.get("nice", head="classification", num_classes=4)
     with pytest.raises(ValueError, match="no backbone"):
@@ -131,6 +133,7 @@ def test_heads_without_a_backbone_are_refused(pretrained):
         zoo.get("nice", weights=None).layer_groups()
     with pytest.raises(ValueError, match="`head` must be None or one of"):
         zoo.get("bert", weights=pretrained, head="translation")
+    assert not caplog.records
     with pytest.raises(ValueError, match="must fit the trained weights"):
         zoo.get("bert", weights=pretrained, head="classification", hidden_dim=32)
 
@@ -353,8 +356,14 @@ def test_a_second_text_is_found_by_its_usual_name_and_numbers_sort_as_numbers(tm
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("a.csv", "body,label\nx,y\n", r"A column 'text' must be there\. Received: \['body', 'label'\] in line 2"),
-        ("a.csv", "text\nx\n", "A column 'label' must be there"),
+        (
+            "a.csv",
+            "body,label\nx,y\n",
+            r"A column 'text' must be there; `text_column` \(`--text-column`\) names another\. "
+            r"Received: \['body', 'label'\] in line 2",
+        ),
+        ("a.csv", "text\nx\n", r"A column 'label' must be there; `label_column` \(`--label-column`\) names another"),
+        ("a.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"}\n', r"'label' must be there\. Received: .*in line 2"),
         ("a.csv", "text,label\nx,y\n ,y\n", r"'text' must be a text that is not empty\. Received: ' ' in line 3"),
         ("a.csv", "text,label\nx,\n", "'label' must be a text or a whole number"),
         ("a.csv", "text,label\nx,y,z\n", "Every line must have 2 values.*Received: 3 in line 2"),
@@ -367,6 +376,7 @@ def test_a_second_text_is_found_by_its_usual_name_and_numbers_sort_as_numbers(tm
         ("a.jsonl", "[1]\n", "must be a JSON object. Received: list in line 1"),
         ("a.jsonl", '{"text": 3, "label": "a"}\n', "'text' must be a text that is not empty. Received: 3"),
         ("a.jsonl", '{"text": "x", "label": 1.5}\n', "'label' must be a text or a whole number. Received: 1.5"),
+        ("a.jsonl", '{"text": "x", "label": true}\n', "'label' must be a text or a whole number. Received: True"),
         ("a.txt", "x", r"must end in \.csv or \.jsonl"),
     ],
 )
@@ -559,7 +569,7 @@ def test_tokens_and_answers_are_learned(head, tmp_path, pretrained):
     zoo.training.finetune(model, task, tmp_path / "run", epochs=8, batch_size=8, learning_rate=1e-2)
     metrics = model.metadata.metrics
 
-    assert {name.removeprefix("validation_") for name in metrics} == expected
+    assert {name.removeprefix("validation_") for name in metrics} == expected == set(task.metrics)
     assert max(before, 0.95) < metrics[f"validation_{task.monitor}"]
     history = model.metadata.training["history"]
     best = max(epoch[f"val_{task.monitor}"] for epoch in history)
@@ -586,6 +596,7 @@ def test_a_classifier_learns_and_the_best_epoch_is_kept(tuned, task, pretrained)
     training, metrics = model.metadata.training, model.metadata.metrics
 
     assert metrics["test_accuracy"] > 0.9 and metrics["test_macro_f1"] > 0.9
+    assert {name.partition("_")[2] for name in metrics} == set(task.metrics)
     best = max(epoch["val_macro_f1"] for epoch in training["history"])
     assert metrics["validation_macro_f1"] == pytest.approx(best, abs=1e-6)
     assert training["steps"] == 6 * 8
@@ -621,10 +632,10 @@ def test_a_resumed_training_equals_an_unbroken_one(pretrained, task, tmp_path):
     options = dict(epochs=2, batch_size=16, learning_rate=1e-3, mixout=0.5, checkpoint_minutes=0, seed=5)
     head = classifier(pretrained).head_layer.get_weights()
 
-    def model(seed):
+    def model(seed, **changes):
         # Dropout and masks have another state when made: the seed of the training decides
         keras.utils.set_random_seed(seed)
-        made = zoo.get("bert", weights=pretrained, head="classification")
+        made = zoo.get("bert", weights=pretrained, head="classification", **changes)
         made.head_layer.set_weights(head)
         return made
 
@@ -640,8 +651,15 @@ def test_a_resumed_training_equals_an_unbroken_one(pretrained, task, tmp_path):
     assert not (output / "preset").exists()
     with pytest.raises(ValueError, match="A training is there already"):
         zoo.training.finetune(model(3), task, output, **options)
-    with pytest.raises(ValueError, match="other settings"):
-        zoo.training.finetune(model(3), task, output, resume=True, **{**options, "learning_rate": 1})
+    others = [
+        (model(3), {"learning_rate": 1}, r"\{'learning_rate': 0\.001\}\. Received: \{'learning_rate': 1\}"),
+        (model(3, sequence_length=8), {}, r"\{'sequence_length': 16\}\}\}\. Received: .*\{'sequence_length': 8\}\}\}"),
+        (model(3), {}, r"\{'pretrained': \{'weights_sha256': '[0-9a-f]{64}'\}\}\. Received: .*'f{64}'\}\}"),
+    ]
+    others[2][0].pretrained = dataclasses.replace(others[2][0].pretrained, weights_sha256="f" * 64)
+    for other, changes, match in others:
+        with pytest.raises(ValueError, match=rf"^The checkpoint was made with other settings: .*{match}$"):
+            zoo.training.finetune(other, task, output, resume=True, **{**options, **changes})
     resumed = zoo.training.finetune(model(4), task, output, resume=True, **options)
     assert len(resumed.metadata.training["history"]) == 2
     assert resumed.metadata.training == unbroken.metadata.training
@@ -728,6 +746,8 @@ def test_unequal_classes_are_named_or_weighed(tmp_path, caplog):
         (dict(mixout=1.0), "`mixout` must be in"),
         (dict(class_weight="equal"), "`class_weight` must be one of"),
         (dict(freeze=["encoder"]), "`freeze` must be"),
+        (dict(monitor="val_accuracy"), r"`monitor` must be one of \('loss', 'accuracy', 'macro_f1'\)"),
+        (dict(monitor="span_f1"), "`monitor` must be one of .*Received: 'span_f1'"),
     ],
     ids=str,
 )
@@ -737,6 +757,8 @@ def test_bad_settings_are_refused(options, match, pretrained, task):
 
 
 def test_models_that_do_not_fit_the_task_are_refused(pretrained, task, tuned):
+    with pytest.raises(ValueError, match=r"`model` must be one that reads texts, as the data are\. Received: a Image"):
+        task.check(ImageClassifier())
     for model in (zoo.get("bert", weights=pretrained), classifier(pretrained, num_classes=3)):
         with pytest.raises(ValueError, match=r"`model` must have \{'head': 'classification', 'num_classes': 2\}"):
             zoo.training.finetune(model, task)
@@ -768,7 +790,7 @@ def test_an_image_classifier_is_fine_tuned_on_a_data_set(tmp_path):
     assert metric.compute(lambda name, inputs: again.run(name, **inputs)) == pytest.approx(metrics["test_accuracy"])
     with pytest.raises(ValueError, match="num_classes"):
         zoo.training.finetune(model.with_head(num_classes=4), task)
-    with pytest.raises(ValueError, match=r"one with the method `preprocess`\. Received: a Bert"):
+    with pytest.raises(ValueError, match=r"`model` must be one that reads images, as the data are\. Received: a Bert"):
         task.check(encoder(head="classification", num_classes=10))
 
 
@@ -830,7 +852,7 @@ def test_own_texts_calibrate(tuned, tmp_path):
     np.testing.assert_array_equal(inputs["encode"][1]["token_ids"], model.text_inputs(["an array"])["token_ids"])
     with pytest.raises(ValueError, match="takes no plain texts"):
         example_inputs(encoder(head="masked_lm"), path)
-    with pytest.raises(ValueError, match="A column 'text' must be there"):
+    with pytest.raises(ValueError, match=r"A column 'text' must be there\. Received"):
         example_inputs(model, write_csv(tmp_path / "other.csv", [("x",)], ("body",)))
 
 

@@ -114,7 +114,7 @@ def test_settings_that_contradict_a_checkpoint_are_named(tmp_path):
     train(toy_recipe(), tmp_path / "run")
     with pytest.raises(ValueError, match="already"):
         train(toy_recipe(), tmp_path / "run")
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"other settings: \{'seed': 0\}\. Received: \{'seed': 1\}"):
         train(toy_recipe(), tmp_path / "run", seed=1, resume=True)
     (tmp_path / "run" / "training.npz").write_bytes((tmp_path / "run" / "training.npz").read_bytes()[:-100])
     with pytest.raises(ValueError, match="Damaged training checkpoint"):

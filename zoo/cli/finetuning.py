@@ -135,8 +135,12 @@ def finetune(options: argparse.Namespace) -> None:
 
 def _check_source(options: argparse.Namespace) -> None:
     if options.weights is None:
-        check_source(options.source, options.preset)
+        check_source(options.source, options.preset, takes_weights=True)
         return
+    if is_directory(options.source):
+        raise ValueError(
+            f"`--weights` belongs to a method's name; a directory has its own weights. Received: {options.source!r}"
+        )
     catalog.info(options.source)
     if options.preset is not None:
         raise ValueError(f"`--weights` takes the place of a preset. Received: --preset {options.preset}")

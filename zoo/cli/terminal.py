@@ -100,8 +100,13 @@ def is_directory(source: str) -> bool:
     return source not in catalog.list_models() and Path(source).is_dir()
 
 
-def check_source(source: str, preset: str | None) -> None:
+def check_source(source: str, preset: str | None, takes_weights: bool = False) -> None:
     """Refuses a source that cannot be loaded, before TensorFlow is.
+
+    Args:
+        source: str. NAME or DIR.
+        preset: str or None. Preset of NAME.
+        takes_weights: bool. Whether the command has `--weights`, which the error then offers.
 
     Raises:
         ValueError: for an unknown method or preset, a preset without weights, and a preset of a directory.
@@ -112,9 +117,10 @@ def check_source(source: str, preset: str | None) -> None:
         return
     chosen = catalog.info(source).preset(preset)
     if not chosen.trained:
+        offer = ", or pass `--weights` DIRECTORY or hf://user/repository instead" if takes_weights else ""
         raise ValueError(
             f"No trained weights are shipped for preset {chosen.name!r}: train them (zoo train {source} --preset "
-            f"{chosen.name}) and pass the directory. Received: {source!r}"
+            f"{chosen.name}) and pass the directory{offer}. Received: {source!r}"
         )
 
 

@@ -39,6 +39,8 @@ class AlbertBackbone(TextBackbone):
         **kwargs: further arguments of `TextBackbone`.
     """
 
+    weight_arguments = (*TextBackbone.weight_arguments, "share", "num_groups", "num_inner_layers")
+
     def __init__(
         self,
         num_layers: int,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from zoo.arguments import require
@@ -36,6 +37,18 @@ class TextBackbone(keras.layers.Layer):
         use_pooler: bool. Whether there is a pooler.
         order: sequence of int or None. Which layer, numbered from 0, each step applies; one after the other by default.
     """
+
+    # Constructor arguments that the weights depend on
+    weight_arguments: tuple[str, ...] = (
+        "vocabulary_size",
+        "num_layers",
+        "hidden_dim",
+        "num_heads",
+        "intermediate_dim",
+        "embedding_dim",
+        "max_sequence_length",
+        "num_segments",
+    )
 
     def __init__(
         self,
@@ -150,7 +163,11 @@ class TextBackbone(keras.layers.Layer):
         Args:
             inputs: see `call`.
             training: bool or None.
+
+        Raises:
+            ValueError: see `call`.
         """
+        _check_shapes(inputs)
         token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
         hidden = self.embedding(token_ids, inputs.get("segment_ids"), training=training)
         if self.embedding_map is not None:
@@ -173,6 +190,9 @@ class TextBackbone(keras.layers.Layer):
         Returns:
             Dict of `sequence_output` `(batch, length, hidden_dim)` and, with a pooler, `pooled_output` `(batch,
             hidden_dim)`.
+
+        Raises:
+            ValueError: for inputs of several shapes, and for more tokens than there are positions.
         """
         hidden = self.hidden_states(inputs, training)[-1]
         outputs = {"sequence_output": hidden}
@@ -200,3 +220,12 @@ class TextBackbone(keras.layers.Layer):
             "use_pooler": self.use_pooler,
             "order": self.order,
         }
+
+
+def _check_shapes(inputs: Any) -> None:
+    """Refuses what would be reshaped or broadcast without a word; sizes that are not known yet pass."""
+    shape = tf.TensorShape(inputs["token_ids"].shape)
+    for name in ("padding_mask", "segment_ids"):
+        if inputs.get(name) is not None:
+            found = tf.TensorShape(inputs[name].shape)
+            require(shape.is_compatible_with(found), name, f"of the shape of `token_ids`, {shape}", f"shape={found}")

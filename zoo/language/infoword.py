@@ -277,6 +277,8 @@ class InfoWord(Bert):
         Kong et al. 2020.
     """
 
+    input_names = (*Bert.input_names, "span_ids", "span_mask", "sentence_ids")
+
     def __init__(
         self,
         *,
@@ -408,6 +410,7 @@ class InfoWord(Bert):
         Returns:
             What the head gives; with spans a dict that has `sentence_vec` and `span_vec` `(batch, hidden_dim)` too.
         """
+        self.check_inputs(inputs)
         if "span_ids" not in inputs:
             return super().call(inputs, training)
         spans_fit = self.pretrains and self.has_spans

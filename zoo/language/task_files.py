@@ -120,7 +120,8 @@ def label_of(row: Row, column: str) -> str:
         ValueError: for anything else than a text or a whole number.
     """
     value = value_of(row, column)
-    if not isinstance(value, str | int) or not str(value).strip():
+    # A bool is an int to Python
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise ValueError(f"{column!r} must be a text or a whole number. Received: {value!r} in {row.place}")
     return str(value)
 

@@ -72,6 +72,7 @@ class TextClassification(Task):
     """
 
     head = "classification"
+    examples = "texts"
     reads = "text_inputs"
     monitor = "macro_f1"
 
@@ -172,6 +173,7 @@ class TokenClassification(Task):
     """
 
     head = "token_classification"
+    examples = "texts"
     reads = "text_inputs"
 
     def __init__(
@@ -189,6 +191,7 @@ class TokenClassification(Task):
             class_ids(found, self.labels, split)
         self.has_spans = all(label == "O" or label[:2] in ("B-", "I-") for label in self.labels)
         self.monitor = "span_f1" if self.has_spans else "macro_f1"
+        self.metrics = (*Task.metrics, *(("span_f1",) if self.has_spans else ()))
 
     @staticmethod
     def read(rows: Sequence[Row], columns: Mapping[str, str | None]) -> Tokens:
@@ -308,7 +311,9 @@ class QuestionAnswering(Task):
     """
 
     head = "question_answering"
+    examples = "texts"
     reads = "text_inputs"
+    metrics = ("exact_match", "f1")
     monitor = "f1"
 
     def __init__(
@@ -465,6 +470,9 @@ def file_task(paths: Mapping[str, str | Path | None], head: str, columns: Mappin
     kind = _TASKS[head]
     rows = {split: read_rows(path) for split, path in paths.items() if path is not None}
     columns = _with_pair(columns, rows["train"])
+    if head == "classification":
+        for part in rows.values():
+            _check_columns(columns, part[0])
     splits = {split: kind.read(part, columns) for split, part in rows.items()}
     record = _record(paths, rows)
     if "validation" not in splits:
@@ -482,6 +490,16 @@ def file_task(paths: Mapping[str, str | Path | None], head: str, columns: Mappin
 def _with_pair(columns: Mapping[str, str | None], rows: Sequence[Row]) -> dict[str, str | None]:
     found = PAIR_COLUMN if PAIR_COLUMN in rows[0].values else None
     return {**columns, "pair_column": columns["pair_column"] or found}
+
+
+def _check_columns(columns: Mapping[str, str | None], row: Row) -> None:
+    """Refuses columns that a file does not have, and says which argument names others."""
+    for argument, column in columns.items():
+        if column is not None and column not in row.values:
+            raise ValueError(
+                f"A column {column!r} must be there; `{argument}` (`--{argument.replace('_', '-')}`) names another. "
+                f"Received: {list(row.values)} in {row.place}"
+            )
 
 
 def _record(paths: Mapping[str, str | Path | None], rows: Mapping[str, list[Row]]) -> dict[str, Any]:

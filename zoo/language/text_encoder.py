@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from zoo.arguments import require
@@ -46,6 +47,8 @@ class TextEncoder(TextModel):
 
     backbone: TextBackbone
     head_arguments = ("head", "num_classes", "sentence_loss")
+    # What `call` takes
+    input_names: tuple[str, ...] = ("token_ids", "segment_ids", "padding_mask", "mask_positions")
 
     def __init__(
         self,
@@ -104,24 +107,45 @@ class TextEncoder(TextModel):
     # === Forward pass ===
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Encodes and applies the head.
+        """Encodes and applies the head. Values are not looked at: `run` is the way that checks them.
 
         Args:
-            inputs: dict of int tensors `(batch, length)`: `token_ids`; `padding_mask`, 1 at tokens and 0 at padding, all 1
-                by default; `segment_ids`, all 0 by default. For masked tokens `mask_positions` `(batch, predictions)`.
+            inputs: dict of int tensors `(batch, length)`: `token_ids`, below `vocabulary_size`; `padding_mask`, 1 at tokens
+                and 0 at padding, all 1 by default; `segment_ids`, all 0 by default. For masked tokens `mask_positions`
+                `(batch, predictions)`.
             training: bool or None.
 
         Returns:
             Float32 tensor or dict of such: what the head gives, or `sequence_output` and `pooled_output` without one.
 
         Raises:
-            ValueError: for more tokens than there are positions.
+            ValueError: for inputs of other names, types or shapes, and for more tokens than there are positions. Tokens
+                beyond the vocabulary raise what TensorFlow does.
         """
+        self.check_inputs(inputs)
         self.build_from_signature()
         encoded = self.backbone(inputs, training=training)
         if self.head_layer is None:
             return {name: ops.cast(value, "float32") for name, value in encoded.items()}
         return self.head_layer(encoded, inputs, self.backbone.embedding.token.embeddings, training=training)
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Refuses what `call` does not take, by names, types and ranks alone.
+
+        Args:
+            inputs: see `call`.
+
+        Raises:
+            ValueError: for anything else than a dict with int `token_ids` of rank 2, and for unknown names.
+        """
+        named = isinstance(inputs, Mapping)
+        tokens = inputs.get("token_ids") if named else None
+        fits = tokens is not None and tf.TensorShape(tokens.shape).rank in (2, None)
+        fits = fits and "int" in keras.backend.standardize_dtype(tokens.dtype)
+        received = {name: _kind(value) for name, value in inputs.items()} if named else _kind(inputs)
+        require(fits, "inputs", "a dict with `token_ids` int (batch, length)", received)
+        unknown = sorted(set(inputs) - set(self.input_names))
+        require(not unknown, "inputs", f"a dict of no other names than {list(self.input_names)}", unknown)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -144,6 +168,10 @@ class TextEncoder(TextModel):
         Raises:
             ValueError: for arguments that change the backbone's weights.
         """
+        for name in self.backbone.weight_arguments:
+            value = getattr(self.backbone, name)
+            given = arguments.get(name, value)
+            require(given == value, name, f"{value!r}, as the weights are", repr(given))
         config = {**self.get_config(), "name": None, "head": head, **arguments}
         model = type(self).from_config(config).build_from_signature()
         for ours, theirs in zip(self._trunk(), model._trunk(), strict=True):
@@ -223,9 +251,10 @@ class TextEncoder(TextModel):
             top_k: int.
 
         Raises:
-            ValueError: for a text without mask, or a model with another head.
+            ValueError: for a text without mask, a model with another head, and a bad argument.
         """
         require(self.head == "masked_lm", "head", "'masked_lm' to fill masks", repr(self.head))
+        require(top_k >= 1, "top_k", "positive", top_k)
         inputs = self.text_inputs([text])
         places = np.flatnonzero(inputs["token_ids"][0] == special_ids(self.tokenizer).mask)
         require(len(places) > 0, "text", "a text with the tokenizer's mask token", repr(text))
@@ -389,3 +418,10 @@ class TextEncoder(TextModel):
             "sequence_length": self.sequence_length,
             "mask_selection_length": self.mask_selection_length,
         }
+
+
+def _kind(value: Any) -> str:
+    """Returns what an input is, for an error: type and shape of a tensor."""
+    if not hasattr(value, "shape"):
+        return type(value).__name__
+    return f"{keras.backend.standardize_dtype(value.dtype)} {value.shape}"

@@ -80,24 +80,24 @@ def encode_pairs(
         Dict of int32 arrays `(texts, length)`: `token_ids`, `segment_ids`, `padding_mask`.
 
     Raises:
-        ValueError: for no or an empty text, one that is too long and not to be cut, and pairs of another number.
+        ValueError: for no text, one that is empty or no string, or too long and not to be cut, and pairs of another
+            number.
     """
     require(not isinstance(texts, str) and len(texts) > 0, "texts", "a sequence of at least one text", repr(texts))
     pairs = [] if pairs is None else pairs
     require(len(pairs) in (0, len(texts)), "pairs", f"None or {len(texts)} texts", len(pairs))
     for name, group in (("texts", texts), ("pairs", pairs)):
         for index, text in enumerate(group):
-            require(bool(text.strip()), name, "texts that are not empty", f"{text!r} at place {index}")
+            valid = isinstance(text, str) and bool(text.strip())
+            require(valid, name, "strings that are not empty", f"{text!r} at place {index}")
     tokenizer = own_copy(tokenizer)
     if truncate:
         tokenizer.enable_truncation(length)
     encodings = tokenizer.encode_batch(list(zip(texts, pairs, strict=True)) if pairs else list(texts))
+    expected = f"of at most {length} tokens each; truncate=True cuts them"
     for index, encoding in enumerate(encodings):
-        if len(encoding.ids) > length:
-            raise ValueError(
-                f"A text may have at most {length} tokens; truncate=True cuts it. "
-                f"Received: {len(encoding.ids)} at place {index}"
-            )
+        count = len(encoding.ids)
+        require(count <= length, "texts, pairs" if pairs else "texts", expected, f"{count} at place {index}")
     return padded(encodings, length, special_ids(tokenizer).padding)
 
 

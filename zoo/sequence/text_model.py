@@ -43,5 +43,8 @@ class TextModel(ZooModel):
             ValueError: if the model has none.
         """
         if self._tokenizer_json is None:
-            raise ValueError("This model has no tokenizer. Load trained weights, or pass token ids instead of text.")
+            raise ValueError(
+                "This model has no tokenizer. Load trained weights (beside those of Hugging Face must lie tokenizer.json, "
+                "vocab.txt or spiece.model), give it one by `set_assets`, or pass token ids instead of text."
+            )
         return load_tokenizer(self._tokenizer_json)

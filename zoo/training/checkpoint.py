@@ -104,10 +104,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             raise
         except Exception as error:  # zipfile, zlib, NumPy and JSON each raise their own
             raise ValueError(f"Damaged training checkpoint: {error}. Received: {self.path}") from error
-        if progress["settings"] != json.loads(json.dumps(self.settings)):
-            raise ValueError(
-                f"The checkpoint was made with other settings: {progress['settings']}. Received: {self.settings}"
-            )
+        saved, own = progress["settings"], json.loads(json.dumps(self.settings))
+        if saved != own:
+            saved, own = _differing(saved, own)
+            raise ValueError(f"The checkpoint was made with other settings: {saved}. Received: {own}")
         self._assign(arrays)
         self.history = progress["history"]
         self.best_value = progress["best_value"]
@@ -126,6 +126,15 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.best_weights = _numbered(arrays, "best")
         if stream := _numbered(arrays, "stream"):
             self.model.restore_stream(stream)
+
+
+def _differing(saved: Any, own: Any) -> tuple[Any, Any]:
+    """Returns two settings without what is the same in both."""
+    if not (isinstance(saved, dict) and isinstance(own, dict)):
+        return saved, own
+    names = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
+    parts = {name: _differing(saved.get(name), own.get(name)) for name in names}
+    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
 
 
 def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:

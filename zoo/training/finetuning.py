@@ -8,6 +8,7 @@ embeddings (Howard and Ruder 2018), frozen layers, and mixout (Lee, Cho and Kang
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from zoo.arguments import require
+from zoo.config import write_config
 from zoo.export.verify import keras_runner
 from zoo.model import ZooModel
 from zoo.training.checkpoint import TrainingCheckpoint
@@ -78,8 +80,8 @@ def finetune(
         mixout: float in [0, 1). Probability with which weights are mixed with the pretrained ones; the head's are not.
         class_weight: str or None. `"balanced"` lets examples count as if all classes had equally many.
         mixed_precision: bool. Train under `mixed_bfloat16`.
-        monitor: str or None. Metric of the validation split to choose the epoch by, such as `"accuracy"` or `"loss"`; the
-            task's by default.
+        monitor: str or None. Metric of the validation split to choose the epoch by: one of the task's `metrics` or
+            `"loss"`; the task's `monitor` by default.
         seed: int. Same seed and same model, same weights, on one machine.
         resume: bool. Go on from `training.npz` where it exists; the model must be as it was at the start.
         checkpoint_minutes: float. Least time between two checkpoints.
@@ -106,11 +108,14 @@ def finetune(
     groups = frozen_groups(model, freeze)
     class_weights = _class_weights(task, class_weight)
     monitor = monitor or task.monitor
+    valid = ("loss", *task.metrics)
+    require(monitor in valid, "monitor", f"one of {valid}", repr(monitor))
+    origin = _origin(model)
     settings = {
         "task": task.options, "dataset": task.record, "epochs": epochs, "batch_size": batch_size,
         "learning_rate": learning_rate, "warmup": warmup, "weight_decay": weight_decay, "layer_decay": layer_decay,
         "freeze": list(freeze), "mixout": mixout, "class_weight": class_weight, "mixed_precision": mixed_precision,
-        "monitor": monitor, "seed": seed,
+        "monitor": monitor, "seed": seed, **({} if origin is None else {"pretrained": origin}),
     }  # fmt: skip
     inputs, targets = task.encode(model, "train")
     count = len(keras.tree.flatten(inputs)[0])
@@ -122,7 +127,8 @@ def finetune(
         None if output is None else Path(output) / "training.npz",
         f"val_{monitor}",
         checkpoint_minutes,
-        settings,
+        # A resumed training must be of the same model, and a preset says elsewhere what that is
+        {**settings, "model": json.loads(write_config(model))},
         higher_is_better=monitor != "loss",
     )
     learner = model
@@ -185,11 +191,14 @@ def evaluate(model: ZooModel, task: Task, split: str = "test") -> dict[str, floa
     return task.scores(model, keras_runner(model.signatures(), traced=True), split)
 
 
-def _save(model: ZooModel, task: Task, directory: Path, training: Mapping[str, Any]) -> None:
+def _origin(model: ZooModel) -> dict[str, str] | None:
+    """Returns what a preset's metadata says of the preset that a model starts from; None where it is not known."""
     origin = model.pretrained or model.metadata
-    if origin is not None:
-        known = ("method", "preset", "weights_sha256", "licence")
-        training = {**training, "pretrained": {name: getattr(origin, name) for name in known}}
+    known = ("method", "preset", "weights_sha256", "licence")
+    return None if origin is None else {name: getattr(origin, name) for name in known}
+
+
+def _save(model: ZooModel, task: Task, directory: Path, training: Mapping[str, Any]) -> None:
     run = keras_runner(model.signatures(), traced=True)
     metrics = {
         f"{split}_{name}": value
@@ -197,7 +206,7 @@ def _save(model: ZooModel, task: Task, directory: Path, training: Mapping[str, A
         if split in task.splits
         for name, value in task.scores(model, run, split).items()
     }
-    licence = {} if origin is None else {"licence": origin.licence}
+    licence = {"licence": training["pretrained"]["licence"]} if "pretrained" in training else {}
     model.save_to_preset(directory, dataset=task.record, training=training, metrics=metrics, **licence)
 
 

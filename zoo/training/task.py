@@ -40,8 +40,11 @@ class Task:
     """
 
     head: str
-    # The method by which a model takes the examples
+    # What the examples are, and the method by which a model takes them
+    examples: str
     reads: str
+    # The metrics that `scores` gives
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
     # The metric of the validation split that the best epoch has most of
     monitor: str
     # Names of the classes, where they have such
@@ -95,7 +98,8 @@ class Task:
         Raises:
             ValueError: for such a model.
         """
-        require(hasattr(model, self.reads), "model", f"one with the method `{self.reads}`", f"a {type(model).__name__}")
+        expected = f"one that reads {self.examples}, as the data are"
+        require(hasattr(model, self.reads), "model", expected, f"a {type(model).__name__}")
         expected = {"head": self.head} | ({} if self.num_classes is None else {"num_classes": self.num_classes})
         found = {name: getattr(model, name, None) for name in expected}
         if found != expected:
@@ -155,6 +159,7 @@ class ImageClassification(Task):
     """
 
     head = "classification"
+    examples = "images"
     reads = "preprocess"
     monitor = "macro_f1"
 
