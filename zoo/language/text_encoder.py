@@ -140,7 +140,7 @@ class TextEncoder(TextModel):
         """
         named = isinstance(inputs, Mapping)
         tokens = inputs.get("token_ids") if named else None
-        fits = tokens is not None and tf.TensorShape(tokens.shape).rank in (2, None)
+        fits = hasattr(tokens, "shape") and tf.TensorShape(tokens.shape).rank in (2, None)
         fits = fits and "int" in keras.backend.standardize_dtype(tokens.dtype)
         received = {name: _kind(value) for name, value in inputs.items()} if named else _kind(inputs)
         require(fits, "inputs", "a dict with `token_ids` int (batch, length)", received)
