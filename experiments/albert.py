@@ -41,9 +41,9 @@ DATASET = "docstrings"
 _data = pretraining_data(max_ngram=3, whole_words=True)
 
 RECIPES = {
-    "docstrings": Recipe(
+    preset: Recipe(
         method="albert",
-        preset="docstrings",
+        preset=preset,
         dataset=DATASET,
         epochs=12,
         steps_per_epoch=500,
@@ -53,6 +53,7 @@ RECIPES = {
         monitor="val_loss",
         prepare=prepare,
     )
+    for preset in ("docstrings", "docstrings_128")
 }
 
 
