@@ -24,8 +24,6 @@ def compile_model(model: Glow, num_updates: int) -> None:
     rate = keras.optimizers.schedules.PolynomialDecay(0.0, max(round(WARM_UP * num_updates), 1), 1e-3)
     # XLA takes longer to compile these graphs than it saves on a CPU.
     model.compile(optimizer=keras.optimizers.Adam(rate), jit_compile=False)
-    # Without its variables Keras would trace the training step twice, which takes longer than a hundred updates.
-    model.optimizer.build(model.trainable_variables)
 
 
 RECIPES = image_flows.recipes("glow", compile_model)

@@ -404,8 +404,6 @@ def tune_texts(source: TextEncoder, name: str, arm: str, seed: int, updates: int
     decay = DECAY if arm == "weight decay" else None
     optimizer = keras.optimizers.Adam(schedule, weight_decay=decay, global_clipnorm=1.0)
     trained.compile(decay_kernels_only(optimizer) if decay else optimizer, jit_compile=False)
-    # Moments that are made within the first step have it traced twice
-    optimizer.build(trained.trainable_variables)
     batches = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[1]), seed=seed).repeat().batch(TEXT_BATCH)
     trained.fit(batches, steps_per_epoch=updates, epochs=1, shuffle=False, verbose=0)
     rows = [slice(start, start + EVALUATION_BATCH) for start in range(0, len(labels), EVALUATION_BATCH)]

@@ -21,8 +21,6 @@ def compile_model(model: RealNVP, num_updates: int) -> None:
     """Compiles a model with the paper's optimiser; its learning rate is constant, whatever the number of updates."""
     # XLA takes longer to compile these graphs than it saves on a CPU.
     model.compile(optimizer=keras.optimizers.Adam(1e-3), jit_compile=False)
-    # Without its variables Keras would trace the training step twice, which takes longer than a hundred updates.
-    model.optimizer.build(model.trainable_variables)
 
 
 RECIPES = image_flows.recipes("real_nvp", compile_model)

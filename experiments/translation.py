@@ -86,8 +86,6 @@ def compiler(peak: float, warmup_steps: int, label_smoothing: float = 0.1) -> Ca
             0.0, max(num_updates - warmup_steps, 1), warmup_target=peak, warmup_steps=warmup_steps
         )
         optimizer = keras.optimizers.Adam(schedule, beta_2=0.98, global_clipnorm=1.0)
-        # Variables made while a training step is traced would have it traced twice.
-        optimizer.build(model.trainable_variables)
         # XLA would compile every shape of a batch anew.
         model.compile(optimizer, LabelSmoothedCrossEntropy(label_smoothing), jit_compile=False)
 

@@ -195,6 +195,16 @@ class ZooModel(keras.Model):
         """Creates all variables (called by Keras on loading a `.keras` file)."""
         self.build_from_signature()
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes the training step (called by Keras), the optimiser's variables first.
+
+        Made within the first step they would have it traced twice, which may take longer than a hundred steps.
+        """
+        if self.built and self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+
     def save_assets(self, directory: str | Path) -> None:
         """Puts the assets into a `.keras` file (called by Keras)."""
         for name, content in self.assets.items():

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from zoo.experiments import language_models as lm
+from zoo.language.skip_gram import SkipGram
 from zoo.sequence.compressive_transformer import CompressiveTransformer
 from zoo.training.metrics import BitsPerToken
 from zoo.training.optimizers import StreamAdam
@@ -269,3 +270,17 @@ def test_two_runs_with_one_seed_are_bit_equal():
         results.append(model.get_weights())
     for own, other in zip(*results, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_the_first_step_of_a_plain_fit_is_traced_once():
+    class Counted(SkipGram):
+        traces = 0
+
+        def train_step(self, data):
+            self.traces += 1
+            return super().train_step(data)
+
+    model = Counted(10, 4).build_from_signature()
+    model.compile("adam", jit_compile=False)
+    model.fit({"word_ids": np.zeros(8, "int32"), "candidate_ids": np.ones((8, 6), "int32")}, epochs=2, verbose=0)
+    assert model.traces == 1

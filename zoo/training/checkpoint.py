@@ -95,7 +95,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             ValueError: if the file is damaged or belongs to another model or other settings.
         """
         self.set_model(model)
-        model.optimizer.build(model.trainable_variables)
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)

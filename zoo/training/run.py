@@ -145,9 +145,6 @@ def fit_best(
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = make()
-        with model.distribute_strategy.scope():
-            # Moments that are made within the first step have it traced twice
-            model.optimizer.build(model.trainable_variables)
         done = checkpoint.restore(model) if checkpoint.exists else 0
         found = data(model)
         model.fit(
