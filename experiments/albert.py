@@ -268,8 +268,11 @@ def verdict(ledger: Ledger) -> str:
         f"sentence-order prediction is learned beyond words ({sop_on_sop:.3f}, words {floor['sop']:.3f})": sop_on_sop
         > floor["sop"],
     }
+    unlearned = nsp_on_nsp <= floor["nsp"] and sop_on_sop <= floor["sop"]
+    early = " Neither task of sentences was learned beyond words: the runs are too short to tell what they teach."
     return (
-        f"{shows(parts)} Trained for order, a probe finds the next sentence with {sop_on_nsp:.3f}. Masked tokens are found "
+        f"{shows(parts)}{early if unlearned else ''} Trained for order, a probe finds the next sentence with "
+        f"{sop_on_nsp:.3f}. Masked tokens are found "
         f"with accuracy {spread(ledger.values(SHARED, 'masked_lm_accuracy'))} shared and "
         f"{spread(ledger.values('not shared', 'masked_lm_accuracy'))} not shared."
     )

@@ -750,6 +750,7 @@ def test_the_verdict_follows_the_numbers(tmp_path, changes, shown):
         "sentence-order prediction is",
     )
     assert sum(phrase in positive for phrase in phrases) == shown and bool(negative) == (shown < 4)
+    assert ("runs are too short" in verdict) == (changes == {"nsp": 0.55, "sop": 0.55})
     experiment._figure(ledger_of(tmp_path))
 
 
