@@ -318,13 +318,14 @@ def verdict(ledger: Ledger) -> str:
         f"InfoWord finds {words[BOTH]:.3f} of them": words[MLM] - words[BOTH] <= SMALL,
         f"it finds a removed span among {JUDGED} with {recall[BOTH]:.3f}, masked words alone with {recall[NCE]:.3f}, "
         f"averaged word vectors with {recall[VECTORS]:.3f}": min(found[BOTH]) > max(*found[NCE], *found[VECTORS]),
-        f"it tells packages better than masked words alone do, by {told} labels": on_each_seed,
+        f"with few labels it tells packages better than masked words alone do: {told} labels": on_each_seed,
         f"most with {fewest}": gains[fewest] > 0 and gains[fewest] == max(gains.values()),
     }
     key = _label_key(fewest)
     return (
         f"{shows(parts)} With {fewest} labels InfoWord tells {spread(ledger.values(BOTH, key))} of the packages, spans alone "
-        f"{spread(ledger.values(DIM, key))}, averaged word vectors {spread(ledger.values(VECTORS, key))}."
+        f"{spread(ledger.values(DIM, key))}, averaged word vectors {spread(ledger.values(VECTORS, key))}; "
+        f"{ledger.values(MLM, 'package_majority')[0]:.3f} of the lines are of the largest one."
     )
 
 
