@@ -235,6 +235,7 @@ def test_two_bit_convolutions_and_blocks_are_refused(rounded, graphs, monkeypatc
 # === Through the pipeline ===
 
 
+@pytest.mark.slow
 def test_a_learned_model_is_exported_with_its_bits(tmp_path):
     """ONNX within five per cent of the sum of the bits and the float parameters."""
     model = learn_bitwidths(network(width=192), bits=3, activation_bits=5)

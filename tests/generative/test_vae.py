@@ -663,7 +663,13 @@ def test_paper_presets_begin_with_small_normal_weights():
 # === Signatures, exports and held-out data ===
 
 
-@pytest.fixture(scope="module", params=["bernoulli", "discretized_logistic", "categorical", "mixture", "convolutions"])
+# The conformance suite exports the default preset
+SLOWLY_EXPORTED = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("bernoulli", "discretized_logistic", "categorical")
+]
+
+
+@pytest.fixture(scope="module", params=[*SLOWLY_EXPORTED, "mixture", "convolutions"])
 def exported(request, tmp_path_factory):
     changes = {"mixture": MIXTURE, "convolutions": {**CONVOLUTIONS, "likelihood": "gaussian"}}
     model = random_model(**changes.get(request.param, {"likelihood": request.param}))

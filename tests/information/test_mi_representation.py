@@ -536,7 +536,7 @@ def test_only_invertible_encoders_offer_to_decode(kind):
     assert ("decode" in new_model(kind).signatures()) == kind.startswith("real_nvp")
 
 
-@pytest.mark.parametrize("kind", ["real_nvp_affine", "convnet"])
+@pytest.mark.parametrize("kind", ["real_nvp_affine", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_encoders_export_with_their_inverses(kind, tmp_path):
     model = random_model(kind)
     report = export_model(model, tmp_path, ["litert", "onnx"], "none", benchmark=False)
