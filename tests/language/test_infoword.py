@@ -691,7 +691,7 @@ def test_span_retrieval_runs_through_the_signatures(reader):
 def test_texts_are_embedded(reader):
     vectors = reader.embed(["Returns the mean.", "mean " * 100], truncate=True)
     assert vectors.shape == (2, 128)
-    with pytest.raises(ValueError, match="truncate=True cuts it"):
+    with pytest.raises(ValueError, match="`texts` must be of at most 48 tokens each; truncate=True"):
         reader.embed(["mean " * 100])
 
 
