@@ -291,6 +291,9 @@ def _is_spread(value: Any) -> bool:
 
 
 def _spread(value: Mapping[str, float]) -> str:
+    # One run has no spread
+    if value.get("seeds") == 1:
+        return f"{value['mean']:.4g} (1 seed)"
     seeds = f" ({value['seeds']} seeds)" if "seeds" in value else ""
     return f"{value['mean']:.4g} ± {value['std']:.2g}{seeds}"
 

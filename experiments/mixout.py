@@ -349,12 +349,12 @@ def text_examples(name: str, split: str) -> tuple[Arrays, np.ndarray]:
 
 def package_lines(split: str, count: int, length: int) -> tuple[Arrays, np.ndarray]:
     """Returns lines of docstrings that name no package, as many of each package, and which one they are of."""
-    documents, rng = load_arrays("docstrings", split), np.random.default_rng(HELD_OUT_SEED)
+    documents, rng = load_arrays("docstring_packages", split), np.random.default_rng(HELD_OUT_SEED)
     lines: dict[str, dict[str, None]] = {package: {} for package in CLASSES}
-    for text, module in zip(documents["text"], documents["module"], strict=True):
+    for text, package in zip(documents["text"], documents["label"], strict=True):
         for line in text.split("\n"):
             if len(line.split()) >= LEAST_WORDS and not names_package(line):
-                lines[module.partition("/")[0]][line] = None
+                lines[package][line] = None
     each = count // len(CLASSES)
     chosen = [line for package in CLASSES for line in rng.permutation(sorted(lines[package]))[:each].tolist()]
     labels = np.repeat(np.arange(len(CLASSES), dtype="int32"), each)

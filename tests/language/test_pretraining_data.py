@@ -214,6 +214,8 @@ def test_masked_tokens_are_replaced_80_10_10():
         (((shown != IDS.mask) & (shown != original)).mean(), 0.1 * (1 - 2 / SIZE)),
     ):
         assert abs(found - expected) < 3 * np.sqrt(expected * (1 - expected) / count)
+    others = shown[(shown != IDS.mask) & (shown != original)]
+    assert set(others) == set(range(SIZE)) - {IDS.mask}
 
 
 def test_random_tokens_are_drawn_from_the_whole_vocabulary_alike():

@@ -276,7 +276,7 @@ def test_masks_and_segments_may_be_left_out(method):
 def test_dropout_is_for_training(method, kind):
     model, inputs = build(method, head="classification", **{"head_dropout": 0.0, kind: 0.5}), random_inputs()
     before = model(inputs).numpy()
-    assert np.abs(model(inputs, training=True) - before).max() > 1e-3 * np.abs(before).max()
+    assert np.abs(model(inputs, training=True) - before).max() > 1e-2
     np.testing.assert_array_equal(model(inputs), before)
     assert build(method, head="classification").head_dropout == 0.1
     none = build(method, head="classification", head_dropout=0.0)

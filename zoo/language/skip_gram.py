@@ -490,7 +490,7 @@ class SkipGram(TextModel):
             "score": Signature(
                 score,
                 {"word_ids": words, "candidate_ids": candidates},
-                {"scores": "How likely each candidate is beside the word, by how often it is drawn, in logarithm."},
+                {"scores": "How much likelier each candidate is beside the word than anywhere, in logarithm."},
                 sizes={"candidates": NUM_CANDIDATES},
             ),
         }
