@@ -256,9 +256,12 @@ def test_the_reference_gets_no_gradient():
     assert tape.gradient(loss, [value.value for value in values]) == [None, None]
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.3, 0.9, 1.0])
-def test_at_the_reference_training_computes_as_evaluation(probability):
-    model = perceptron()
+@pytest.mark.parametrize(
+    ("kind", "probability"),
+    [*(("perceptron", p) for p in (0.0, 0.3, 0.9, 1.0)), ("attentive", 0.9), ("recurrent", 0.9), ("subclassed", 0.9)],
+)
+def test_at_the_reference_training_computes_as_evaluation(kind, probability):
+    model = MODELS[kind]()
     wrapper, (x, _) = Mixout(model, probability), data(model)
     np.testing.assert_allclose(wrapper(x, training=True), model(x), rtol=0, atol=1e-6)
 
